@@ -25,11 +25,11 @@ import os
 import random
 import re
 import sys
-import xml.etree.ElementTree as ElementTree
 from collections import Counter, defaultdict
 from dataclasses import asdict, dataclass, field
 from fractions import Fraction
 from pathlib import Path
+from xml.etree import ElementTree
 
 import requests
 import tiktoken
@@ -134,27 +134,46 @@ DISTRACTORS = ("{B} was {d} years old.", "The walk home took {d} minutes.", "The
 # A step: the expression, wordings of the subquestion, wordings of the solution.
 # A, B are people; x is the amount so far, a and b the event's numbers, z the result of the step before;
 # {e} is the worked expression. The past tense needs no agreement: "Ava had", "Ava and Ben had".
-HAVE = "How many {items} did {A} have then?|How many {items} did {A} have after that?", "{A} had {e} {items}.|Then {A} had {e} {items}."
-LEFT = "How many {items} did {A} have left?|How many {items} were left?|How many {items} did {A} still have?", "{A} had {e} {items} left.|There were {e} {items} left."
-CASH = "How much money did {A} have then?|How much money did {A} have after that?", "{A} had {e}.|Then {A} had {e}."
-REST = "How much money did {A} have left?|How much money was left?", "{A} had {e} left.|There was {e} left."
+HAVE = ("How many {items} did {A} have then?|How many {items} did {A} have after that?",
+        "{A} had {e} {items}.|Then {A} had {e} {items}.")
+LEFT = ("How many {items} did {A} have left?|How many {items} were left?|How many {items} did {A} still have?",
+        "{A} had {e} {items} left.|There were {e} {items} left.")
+CASH = ("How much money did {A} have then?|How much money did {A} have after that?",
+        "{A} had {e}.|Then {A} had {e}.")
+REST = ("How much money did {A} have left?|How much money was left?",
+        "{A} had {e} left.|There was {e} left.")
 
 
-def _divisor(r, x, top=10):
-    return [r.choice(fits)] if (fits := [a for a in range(2, top + 1) if x % a == 0 and x > a]) else None
+def divide(r, x):
+    """A number from 2 to 10 that divides x, or None."""
+    fits = [a for a in range(2, 11) if x % a == 0 and x > a]
+    return [r.choice(fits)] if fits else None
+
+
+def take(r, x):
+    """A number below x, or None where x is too small."""
+    return [r.randint(2, min(x - 1, 60))] if x > 3 else None
+
+
+def take_groups(r, x):
+    """How many groups, and how many in each, with fewer than x in all; or None."""
+    if x < 10:
+        return None
+    a = r.randint(2, min(8, (x - 1) // 2))
+    return [a, r.randint(2, (x - 1) // a)]
 
 
 EVENTS = [
     ("have", "start", "items", lambda r, x: [r.randint(5, 90)],
      "{A} had {a} {items}.|There were {a} {items} on {A}'s desk.|{A} owned {a} {items}.", []),
     ("boxes", "start", "items", lambda r, x: [r.randint(2, 12), r.randint(3, 20)],
-     "{A} had {a} {boxes} with {b} {items} in each.|{A} filled {a} {boxes} with {b} {items} each."
-     "|There were {a} {boxes} in {A}'s room. Each one held {b} {items}.",
+     "{A} had {a} {boxes} with {b} {items} in each.|{A} filled {a} {boxes} with {b} {items} each.|"
+     "There were {a} {boxes} in {A}'s room. Each one held {b} {items}.",
      [("{a}*{b}", "How many {items} were in the {boxes}?|How many {items} did {A} have at first?",
        "There were {e} {items} in the {boxes}.|{A} had {e} {items} at first.")]),
     ("colors", "start", "items", lambda r, x: [r.randint(3, 60), r.randint(3, 60)],
-     "{A} had {a} red {items} and {b} blue {items}.|{A} counted {a} small {items} and {b} big {items}."
-     "|{A} owned {a} old {items} and {b} new ones.",
+     "{A} had {a} red {items} and {b} blue {items}.|{A} counted {a} small {items} and {b} big {items}.|"
+     "{A} owned {a} old {items} and {b} new ones.",
      [("{a}+{b}", "How many {items} did {A} have in all?|How many {items} did {A} have at first?",
        "{A} had {e} {items} in all.|{A} had {e} {items} at first.")]),
     ("daily", "start", "items", lambda r, x: [r.randint(2, 15), r.randint(2, 14)],
@@ -170,16 +189,18 @@ EVENTS = [
      [("{a}*{b}", "How much money did {A} save?|How much did {A} save in {b} weeks?",
        "{A} saved {e}.|In {b} weeks {A} saved {e}.")]),
     ("gain", "items", "items", lambda r, x: [r.randint(2, 60)],
-     "{A} bought {a} more {items}.|Then {B} gave {A} {a} more {items}.|Later {A} found {a} more.|Next, {A} got another {a} {items}.",
+     "{A} bought {a} more {items}.|Then {B} gave {A} {a} more {items}.|Later {A} found {a} more.|"
+     "Next, {A} got another {a} {items}.",
      [("{x}+{a}", HAVE[0] + "|How many {items} did {A} have with the new ones?", HAVE[1])]),
-    ("loss", "items", "items", lambda r, x: [r.randint(2, min(x - 1, 60))] if x > 3 else None,
-     "{A} gave {a} of the {items} to {B}.|Then {A} lost {a} {items}.|{A} sold {a} of them to {B}.|After lunch {a} of the {items} went missing.",
+    ("loss", "items", "items", take,
+     "{A} gave {a} of the {items} to {B}.|Then {A} lost {a} {items}.|{A} sold {a} of them to {B}.|"
+     "After lunch {a} of the {items} went missing.",
      [("{x}-{a}", *LEFT)]),
     ("gain-groups", "items", "items", lambda r, x: [r.randint(2, 9), r.randint(2, 12)],
      "{A} bought {a} {boxes} of {items}, with {b} {items} in each.|Then {B} brought {A} {a} {boxes} of {b} {items}.",
      [("{a}*{b}", "How many {items} were in the new {boxes}?|How many {items} did the {boxes} hold?",
        "The {boxes} held {e} {items}.|There were {e} new {items}."), ("{x}+{z}", *HAVE)]),
-    ("loss-groups", "items", "items", lambda r, x: [a, r.randint(2, (x - 1) // a)] if x > 9 and (a := r.randint(2, min(8, (x - 1) // 2))) else None,
+    ("loss-groups", "items", "items", take_groups,
      "{A} gave {b} {items} to each of {a} friends.|Then {a} friends took {b} {items} each.",
      [("{a}*{b}", "How many {items} did the friends get?|How many {items} went to the friends?",
        "The friends got {e} {items}.|{e} {items} went to the friends."), ("{x}-{z}", *LEFT)]),
@@ -188,45 +209,51 @@ EVENTS = [
     ("grow", "items", "items", lambda r, x: [r.randint(2, 4)],
      "A month later {A} had {a} times as many {items}.|By the summer {A} had {a} times that many {items}.",
      [("{x}*{a}", HAVE[0] + "|How many {items} did {A} have later?", HAVE[1])]),
-    ("fraction", "items", "items", lambda r, x: [r.choice(fits)] if (fits := [a for a in FRACTIONS if x % a == 0]) else None,
+    ("fraction", "items", "items", lambda r, x: a if (a := divide(r, x)) and a[0] in FRACTIONS else None,
      "{A} gave {fraction} of the {items} to {B}.|Then {fraction} of the {items} got lost.",
-     [("{x}/{a}", "How many {items} were gone?|How many {items} is {fraction} of {x}?", "{e} {items} were gone.|{fraction} is {e} {items}."),
+     [("{x}/{a}", "How many {items} were gone?|How many {items} is {fraction} of {x}?",
+       "{e} {items} were gone.|{fraction} is {e} {items}."),
       ("{x}-{z}", *LEFT)]),
     ("more-than", "items", "items of B", lambda r, x: [r.randint(2, 60)],
      "{B} had {a} more {items} than {A}.|{A} had {a} fewer {items} than {B}.",
      [("{x}+{a}", "How many {items} did {B} have?", "{B} had {e} {items}.")]),
-    ("fewer-than", "items", "items of B", lambda r, x: [r.randint(2, min(x - 1, 60))] if x > 3 else None,
+    ("fewer-than", "items", "items of B", take,
      "{B} had {a} fewer {items} than {A}.|{A} had {a} more {items} than {B}.",
      [("{x}-{a}", "How many {items} did {B} have?", "{B} had {e} {items}.")]),
     ("times-as-many", "items", "items of B", lambda r, x: [r.randint(2, 5)],
-     "{B} had {a} times as many {items} as {A}.", [("{x}*{a}", "How many {items} did {B} have?", "{B} had {e} {items}.")]),
+     "{B} had {a} times as many {items} as {A}.|{B} had {a} times that many {items}.",
+     [("{x}*{a}", "How many {items} did {B} have?", "{B} had {e} {items}.")]),
     ("together", "items", "items of both", lambda r, x: [r.randint(2, 60)],
-     "{B} had {a} more {items} than {A}. They put all their {items} together.|{B} came with {a} {items} more than {A} had, and they made one big pile.",
+     "{B} had {a} more {items} than {A}. They put all their {items} together.|"
+     "{B} came with {a} {items} more than {A} had, and they made one big pile.",
      [("{x}+{a}", "How many {items} did {B} have?", "{B} had {e} {items}."),
       ("{x}+{z}", "How many {items} did {A} and {B} have together?|How many {items} did the two have in all?",
        "Together they had {e} {items}.|The two had {e} {items} in all.")]),
-    ("pack", "items", "boxes", _divisor,
+    ("pack", "items", "boxes", divide,
      "{A} packed all the {items} into {boxes} of {a}.|{A} put the {items} into {boxes}, {a} in each.",
-     [("{x}/{a}", "How many {boxes} did {A} fill?|How many {boxes} were there?", "{A} filled {e} {boxes}.|There were {e} {boxes}.")]),
-    ("share", "items", "end", _divisor,
+     [("{x}/{a}", "How many {boxes} did {A} fill?|How many {boxes} were there?",
+       "{A} filled {e} {boxes}.|There were {e} {boxes}.")]),
+    ("share", "items", "end", divide,
      "{A} shared all the {items} equally among {a} friends.|{a} friends divided the {items} fairly.",
      [("{x}/{a}", "How many {items} did each friend get?", "Each friend got {e} {items}.")]),
     ("sell", "items", "money", lambda r, x: [r.randint(2, 9)],
      "{A} sold all the {items} for ${a} each.|All of the {items} were sold at ${a} each.",
-     [("{x}*{a}", "How much money did {A} get?|How much money did the {items} bring?", "{A} got {e}.|The {items} brought {e}.")]),
+     [("{x}*{a}", "How much money did {A} get?|How much money did the {items} bring?",
+       "{A} got {e}.|The {items} brought {e}.")]),
     ("earn", "money", "money", lambda r, x: [r.randint(2, 60)],
      "{A} earned ${a} more for washing cars.|Then {A}'s uncle gave {A} ${a}.|{A} got ${a} for helping a neighbor.",
      [("{x}+{a}", *CASH)]),
-    ("spend", "money", "money", lambda r, x: [r.randint(2, min(x - 1, 80))] if x > 3 else None,
+    ("spend", "money", "money", take,
      "{A} spent ${a} on lunch.|Then {A} paid ${a} for a bus ticket.|{A} lost ${a} on the way.", [("{x}-{a}", *REST)]),
-    ("buy", "money", "money", lambda r, x: [a, r.randint(2, (x - 1) // a)] if x > 9 and (a := r.randint(2, min(6, (x - 1) // 2))) else None,
+    ("buy", "money", "money", take_groups,
      "{A} bought {a} {gifts} for ${b} each.|Then {A} paid ${b} each for {a} {gifts}.",
-     [("{a}*{b}", "How much did the {gifts} cost?|How much did {A} pay for the {gifts}?", "The {gifts} cost {e}.|{A} paid {e}."),
+     [("{a}*{b}", "How much did the {gifts} cost?|How much did {A} pay for the {gifts}?",
+       "The {gifts} cost {e}.|{A} paid {e}."),
       ("{x}-{z}", *REST)]),
-    ("spend-all", "money", "gifts", _divisor,
+    ("spend-all", "money", "gifts", divide,
      "{A} spent all the money on {gifts} that cost ${a} each.|With all the money {A} bought {gifts} at ${a} each.",
      [("{x}/{a}", "How many {gifts} did {A} buy?", "{A} bought {e} {gifts}.|With the money {A} bought {e} {gifts}.")]),
-    ("split", "money", "end", _divisor,
+    ("split", "money", "end", divide,
      "{A} shared the money equally among {a} cousins.|{a} cousins split the money evenly.",
      [("{x}/{a}", "How much money did each cousin get?", "Each cousin got {e}.")]),
 ]
@@ -238,6 +265,10 @@ def make_story(rng, n_steps):
     boxes, gifts = rng.sample(list(BOXES), 5), rng.sample(list(GIFTS), 4)
     words = {"A": people.pop(), "items": rng.choice(list(THINGS))}
     hero, state, kind, x, key, sentences, steps = words["A"], "start", None, 0, [], [], []
+
+    def word(wordings):
+        return rng.choice(wordings.split("|")).format(**words)
+
     while len(steps) < n_steps:
         room = n_steps - len(steps)
         fits = [event for event in EVENTS if event[1] == state and event[0] != kind and len(event[5]) <= room
@@ -249,7 +280,7 @@ def make_story(rng, n_steps):
         if kind == "fraction":
             words["fraction"] = FRACTIONS[numbers[0]]
         key.append(f"{kind} {numbers}")
-        sentences.append(rng.choice(says.split("|")).format(**words))
+        sentences.append(word(says))
         if kind == "have":
             x = numbers[0]
         for expression, asks, solves in moves:
@@ -257,9 +288,9 @@ def make_story(rng, n_steps):
             words["z"] = result = int(calculate(expression))
             dollar = "$" if after == "money" or state == "money" and after != "gifts" else ""
             words["e"] = f"{expression} = {dollar}<<{expression}={result}>>{result}"
-            steps.append(Step(rng.choice(asks.split("|")).format(**words), capital(rng.choice(solves.split("|")).format(**words))))
+            steps.append(Step(word(asks), capital(word(solves))))
             x = result
-        if not 1 < x < 1000 and len(steps) < n_steps or not 0 < x < 1000 or len(people) < 2 or len(boxes) < 2 or len(gifts) < 2:
+        if not 0 < x < 1000 or min(len(people), len(boxes), len(gifts)) < 2:
             return None
         if after == "items of B":
             words["A"] = people.pop()
@@ -404,8 +435,8 @@ def load_gsm8k(split, data_dir):
         path, rows = find_file(f"gsm8k/{part}_socratic.jsonl", data_dir), {"train": 7473, "test": 1319}[part]
     except SystemExit as error:  # no Socratic file
         path = find_file(f"gsm8k/{part}.jsonl", data_dir)
-        print(f"warning: {error}\n  Using {path}: its steps have no subquestions, so only `answer` and `cot` can "
-              "learn from it.\n  The Socratic roles need annotations: python annotate.py --dataset gsm8k", file=sys.stderr)
+        print(f"warning: {error}\n  Using {path}: its steps have no subquestions; only `answer` and `cot` learn\n"
+              "  from it. The Socratic roles need annotations: python annotate.py --dataset gsm8k", file=sys.stderr)
     problems = []
     with open_text(path) as file:
         for n, line in enumerate(file):
@@ -441,10 +472,11 @@ def load_svamp(split, data_dir):
         expression, _, value = formula.partition("=")
         single = calculate(expression) is not None and calculate(expression) == calculate(value)
         steps = [Step("", f"{expression.strip()} = <<{expression.strip()}={calculate(value)}>>{calculate(value)}")]
-        problems.append(Problem(f"svamp-asdiv-{row.get('ID')}", join_question(row.findtext("Body"), row.findtext("Question")),
-                                steps if single else [], calculate(number[1]), evidence=[formula]))
-    print(f"svamp/{split}: {n_left_out} of {n_left_out + len(problems)} ASDiv problems of two or more operations are "
-          "left out: their answer is not one plain number", file=sys.stderr)
+        text = join_question(row.findtext("Body"), row.findtext("Question"))
+        problems.append(Problem(f"svamp-asdiv-{row.get('ID')}", text, steps if single else [], calculate(number[1]),
+                                evidence=[formula]))
+    print(f"svamp/{split}: of {n_left_out + len(problems)} ASDiv problems with two or more operations {len(problems)} "
+          f"serve, every tenth as valid; the other {n_left_out} have no plain number as answer", file=sys.stderr)
     return [p for i, p in enumerate(problems) if (i % 10 == 9) == (split == "valid")]
 
 
@@ -622,7 +654,8 @@ def encode(parts, tokenizer):
 def show(parts, color=False):
     """The dialogue as text with its learned parts marked: green on a terminal, ‹...› elsewhere."""
     start, stop = ("\033[32m", "\033[0m") if color else ("‹", "›")
-    return "".join(f"{start}{part.text}{stop}" if part.learned else part.text for part in parts).replace(f"\n{stop}", f"{stop}\n")
+    text = "".join(f"{start}{part.text}{stop}" if part.learned else part.text for part in parts)
+    return text.replace(f"{stop}{start}", "").replace(f"\n{stop}", f"{stop}\n")
 
 
 def batches(examples, n_tokens, rng):
@@ -787,7 +820,7 @@ def parse_args(argv=None):
     parser.add_argument("--role", choices=ROLES, help="show this role only (None: all)")
     parser.add_argument("--limit", type=int, default=1, help="how many training problems to show")
     parser.add_argument("--train-tokenizer", metavar="FILE",
-                        help="instead: train the tiny tokenizer on the training splits of demo, gsm8k, strategyqa; write FILE")
+                        help="instead: train the tiny tokenizer on the training splits of demo, gsm8k and strategyqa")
     return parser.parse_args(argv)
 
 
@@ -803,7 +836,8 @@ def main(args):
     for split in ("train", "valid", "test", "long" if args.dataset == "demo" else "all"):
         if split == "all" and args.dataset != "svamp":
             continue
-        problems = load_problems(args.dataset, split, args.data_dir, annotations=args.annotations if split == "train" else None)
+        annotations = args.annotations if split == "train" else None
+        problems = load_problems(args.dataset, split, args.data_dir, annotations=annotations)
         if split == "train":
             examples = problems
         steps = Counter(len(problem.steps) for problem in problems)

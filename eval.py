@@ -113,7 +113,8 @@ def parse_args(argv=None):
     add("--limit", type=int, help="only the first so many problems (None: all)")
     add("--data-dir", help="folder of the data sets (None: SOCRATIC_DATA, or data/)")
     add("--method", default="socratic", choices=METHODS, help="which students solve them")
-    add("--students", nargs="+", metavar="FOLDER", help="their folders (None: runs/<dataset>-<model>-<role>, else students/)")
+    add("--students", nargs="+", metavar="FOLDER",
+        help="their folders (None: runs/<dataset>-<model>-<role>, else students/)")
     add("--model", default="tiny", help="use the students of this size")
     add("--out", default="predictions", help="folder of the predictions")
     add("--batch-size", type=int, default=64, help="dialogues at once")

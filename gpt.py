@@ -189,7 +189,8 @@ class GPT(nn.Module):
             raise SystemExit(f"{path} has {len(extra)} tensors that are not GPT-2's, such as {min(extra)}")
         for name, t in tensors.items():
             if t.shape != own[name].shape:
-                raise SystemExit(f"{path}: {name} has shape {tuple(t.shape)}; config.json asks for {tuple(own[name].shape)}")
+                raise SystemExit(f"{path}: {name} has shape {tuple(t.shape)}; "
+                                 f"config.json asks for {tuple(own[name].shape)}")
         if head is not None and not torch.equal(head, tensors["wte.weight"]):
             raise SystemExit(f"{path}: lm_head.weight differs from wte.weight; GPT-2's head is tied to its embedding")
         self.load_state_dict(tensors)
@@ -223,8 +224,8 @@ class KVCache:
 
     def __init__(self, config, n_rows, n_positions=64, device=None, dtype=None):
         self.n_positions = config.n_positions
-        shape = config.n_layer, n_rows, config.n_head, min(n_positions, config.n_positions), config.n_embd // config.n_head
-        self.keys = torch.zeros(shape, device=device, dtype=dtype)
+        H, D, S = config.n_head, config.n_embd // config.n_head, min(n_positions, config.n_positions)
+        self.keys = torch.zeros(config.n_layer, n_rows, H, S, D, device=device, dtype=dtype)
         self.values = torch.zeros_like(self.keys)
         self.last = torch.zeros(n_rows, config.n_embd, device=device, dtype=dtype)
         self.lengths = torch.zeros(n_rows, dtype=torch.long)
@@ -256,7 +257,8 @@ class KVCache:
         ends = torch.where(one, self.lengths, 0)                        # (B,) a row that does not take part sees key 0
         self.visible = (torch.arange(needed) <= ends[:, None])[:, None, None].to(device)     # (B, 1, 1, S)
         # ... and a row that appends more attends by itself, so that its queries make no other row wait.
-        self.longer = [(b, int(starts[b]), int(counts[b]), int(self.lengths[b])) for b in (counts > 1).nonzero()[:, 0].tolist()]
+        longer = (counts > 1).nonzero()[:, 0].tolist()
+        self.longer = [(b, int(starts[b]), int(counts[b]), int(self.lengths[b])) for b in longer]
         self.row, self.position = row.to(device), position.to(device)
         return self.row, column.to(device), self.position
 
@@ -319,7 +321,8 @@ def read_safetensors(path):
             expected = end
             if entry["dtype"] in DTYPES:
                 dtype, shape = DTYPES[entry["dtype"]], entry["shape"]
-                if not all(type(s) is int and s >= 0 for s in shape) or math.prod(shape) * dtype.itemsize != end - begin:
+                whole = all(type(s) is int and s >= 0 for s in shape)
+                if not whole or math.prod(shape) * dtype.itemsize != end - begin:
                     raise ValueError(f"{name} has {end - begin} bytes for shape {shape} of {entry['dtype']}")
                 t = torch.frombuffer(body[begin:end], dtype=dtype) if end > begin else torch.empty(0)
                 tensors[name] = t.reshape(shape).float()
@@ -397,7 +400,7 @@ def download_released(name, cache_dir=None, url=HUB):
                               f"{(total - have) / rate:.0f} s left ", end="", file=sys.stderr)
                 print(file=sys.stderr)
                 if total and have != total:
-                    raise OSError(f"the connection closed after {have:,} of {total:,} bytes; run the command again to go on")
+                    raise OSError(f"closed after {have:,} of {total:,} bytes; the same command again goes on there")
             # The hub names the file's sha256 in the answer that sends us to its storage.
             tags = [r.headers.get("X-Linked-ETag", "").strip('"') for r in (*reply.history, reply)]
     except (requests.RequestException, OSError) as error:

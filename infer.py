@@ -24,7 +24,7 @@ from pathlib import Path
 
 import torch
 
-from data import (DATASETS, HERE, Problem, Step, calculate, clean, extract_answer, get_tokenizer, segments, tokenize)
+from data import DATASETS, HERE, Problem, Step, calculate, clean, extract_answer, get_tokenizer, segments, tokenize
 from gpt import GPT, KVCache, pick_device, read_config
 
 METHODS = {"socratic": ("decomposer", "solver"), "unified": ("unified",), "cot": ("cot",), "answer": ("answer",)}
@@ -208,7 +208,7 @@ def work(student, jobs, batch_size, temperature, calculator):
             if job := rows[i]:
                 length = int(cache.lengths[i]) + len(job.tokens_to_read(tokenizer))
                 if length > model.config.n_positions:
-                    job.stop(f"the dialogue has {length:,} tokens and the {student.role} reads {model.config.n_positions:,}")
+                    job.stop(f"the dialogue outgrew the {model.config.n_positions:,} tokens that the {student.role} reads")
                     rows[i] = None
         active = [i for i, job in enumerate(rows) if job]
         if not active and not waiting:
@@ -274,7 +274,8 @@ def load_students(folders, device="auto", dtype="auto"):
         model = GPT.from_pretrained(folder).to(device, dtype).eval()
         students[role] = Student(role, model, get_tokenizer(model.info.get("tokenizer", "gpt2")), str(folder))
         name = folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
-        print(f"{role:10s} {name} ({model.n_params() / 1e6:.1f} M parameters, {model.info.get('dataset')})", file=sys.stderr)
+        about = f"{model.n_params() / 1e6:.1f} M parameters, {model.info.get('dataset', 'no data set')}"
+        print(f"{role:10s} | {name} ({about})", file=sys.stderr)
     return students
 
 
@@ -338,7 +339,8 @@ def parse_args(argv=None):
     add("--file", help="a problem a line: plain text, or records of data.py (- is standard input)")
     add("--json", action="store_true", help="print a JSON object a problem")
     add("--method", default="socratic", choices=METHODS, help="which students solve it")
-    add("--students", nargs="+", metavar="FOLDER", help="their folders (None: runs/<dataset>-<model>-<role>, else students/)")
+    add("--students", nargs="+", metavar="FOLDER",
+        help="their folders (None: runs/<dataset>-<model>-<role>, else students/)")
     add("--dataset", default="demo", choices=DATASETS, help="use the students trained on this data set")
     add("--model", default="tiny", help="use the students of this size")
     add("--calculator", action=argparse.BooleanOptionalAction, default=True, help="compute <<...=...>> for the student")

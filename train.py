@@ -28,7 +28,7 @@ import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
-from data import (DATASETS, IGNORE, ROLES, batches, can_learn, encode, get_tokenizer, load_problems, segments, show)
+from data import DATASETS, IGNORE, ROLES, batches, can_learn, encode, get_tokenizer, load_problems, segments, show
 from gpt import GPT, SIZES, pick_device
 
 
@@ -41,7 +41,7 @@ def parse_args(argv=None):
     add("--data-dir", help="folder of the data sets (None: SOCRATIC_DATA, or data/)")
     add("--annotations", help="a teacher's annotations (JSONL), joined to the training problems by id")
     add("--limit", type=int, help="train on the first so many problems only (None: all; demo: 20,000)")
-    add("--model", default="tiny", help="tiny (from scratch), gpt2, gpt2-medium, gpt2-large, gpt2-xl, or a model's folder")
+    add("--model", default="tiny", help="tiny (from scratch), gpt2, gpt2-medium, gpt2-large, gpt2-xl, or a folder")
     add("--cache-dir", help="where released weights are kept (None: ~/.cache/socratic)")
     add("--out", help="folder of the student (None: runs/<dataset>-<model>-<role>)")
     add("--resume", action="store_true", help="go on exactly where an interrupted run of the same command stopped")
@@ -90,8 +90,8 @@ def backward(model, micro_batches, n_learned, autocast, scaler):
     """
     Add up the gradients of one optimizer step; returns its loss, a tensor.
 
-    The loss is the mean over the step's `n_learned` tokens (all micro-batches, all processes), so that a dialogue
-    with few learned tokens does not weigh more than one with many. DDP averages gradients over processes: hence `world`.
+    The loss is the mean over the step's `n_learned` tokens (all micro-batches, all processes), so that a dialogue with
+    few learned tokens does not weigh more than one with many. DDP averages gradients over processes: hence `world`.
     """
     world = dist.get_world_size() if dist.is_initialized() else 1
     step_loss = 0
@@ -147,7 +147,8 @@ def main(args):
     say = print if rank == 0 else lambda *_, **__: None
     out = run_folder(args)
     if (out / "log.jsonl").exists() and not args.resume:
-        raise SystemExit(f"{out} holds a run already. Go on with it: --resume. Start anew: delete it, or name another --out.")
+        raise SystemExit(f"{out} holds a run already.\n  To go on with it, add: --resume\n"
+                         "  To start anew, delete that folder or name another: --out FOLDER")
 
     torch.manual_seed(args.seed)
     model, tokenizer_name = load_model(args)
@@ -174,13 +175,13 @@ def main(args):
 
     n_tokens, n_learned = sum(len(ids) for ids, _ in examples), count_learned(examples)
     padded = sum(len(group) * max(len(examples[i][0]) for i in group) for group in groups_of(0))
-    say(f"{args.role} on {args.dataset}: {model.n_params():,} parameters, {len(examples):,} dialogues, {n_tokens:,} tokens "
-        f"({n_learned / n_tokens:.0%} learned, {1 - n_tokens / padded:.1%} padding)")
+    say(f"{args.role} on {args.dataset}: {model.n_params():,} parameters, {len(examples):,} dialogues,\n"
+        f"{n_tokens:,} tokens ({n_learned / n_tokens:.0%} learned, {1 - n_tokens / padded:.1%} padding)")
     for reason, n in dropped.items():
         if n:
             say(f"{n:,} problems {reason}: left out")
-    say(f"{n_steps:,} steps of {per_step} x {args.batch_tokens:,} tokens ({n_steps / steps_per_epoch:.1f} epochs) on "
-        f"{device}, {str(dtype).removeprefix('torch.')}, {world} process{'es' * (world > 1)} -> {out}\n\n"
+    say(f"{n_steps:,} steps of {per_step} x {args.batch_tokens:,} tokens ({n_steps / steps_per_epoch:.1f} epochs), "
+        f"{device}, {str(dtype).removeprefix('torch.')}, {world} process{'es' * (world > 1)}\n-> {out}\n\n"
         "The first dialogue; what the student learns to write is marked:")
     first = next(p for p in data[0] if can_learn(p, args.role))
     say(show(segments(first, args.role), sys.stdout.isatty()) + "\n")
@@ -193,8 +194,9 @@ def main(args):
     autocast = torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
     scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
     ddp = DistributedDataParallel(model) if world > 1 else model
-    # What must be the same for a run to go on: with these, a resumed run ends with the very weights of an unbroken one.
-    same = {k: v for k, v in vars(args).items() if k not in ("resume", "out", "data_dir", "cache_dir", "device")} | {"world": world}
+    # What must be the same to go on: then a resumed run ends with the very weights of an unbroken one.
+    free = ("resume", "out", "data_dir", "cache_dir", "device")
+    same = {k: v for k, v in vars(args).items() if k not in free} | {"world": world}
     step, best, best_step, log = 0, math.inf, 0, []
     if args.resume and (out / "resume.pt").exists():
         saved = torch.load(out / "resume.pt", map_location=device, weights_only=True)
@@ -260,13 +262,13 @@ def main(args):
             better = valid_loss < best
             if better:
                 best, best_step = valid_loss, step
-            say(f"step {step:5d}/{n_steps} | valid loss {valid_loss:.4f} {'(best so far: saved)' if better else ''}", flush=True)
+            say(f"step {step:5d}/{n_steps} | valid loss {valid_loss:.4f}{' | best so far: saved' * better}", flush=True)
             record(valid_loss=valid_loss)
             if better and rank == 0:
-                model.info = {"role": args.role, "dataset": args.dataset, "tokenizer": tokenizer_name,
-                              "bos_token_id": tokenizer.eot_token, "eos_token_id": tokenizer.eot_token,
-                              "command": shlex.join(["python", "train.py", *sys.argv[1:]]), "step": step, "n_steps": n_steps,
-                              "n_dialogues": len(examples), "valid_loss": valid_loss, "seed": args.seed}
+                model.info = {"bos_token_id": tokenizer.eot_token, "eos_token_id": tokenizer.eot_token,
+                              "role": args.role, "dataset": args.dataset, "tokenizer": tokenizer_name,
+                              "command": shlex.join(["python", "train.py", *sys.argv[1:]]), "seed": args.seed,
+                              "n_dialogues": len(examples), "step": step, "n_steps": n_steps, "valid_loss": valid_loss}
                 model.save_pretrained(out, torch.float16)  # half the bytes; resume.pt keeps all of them
             save()
     say(f"\nThe best student is that of step {best_step} (valid loss {best:.4f}), in {out}\n"
