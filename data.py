@@ -782,7 +782,7 @@ def extract_answer(text, lenient=False):
         return None
     if numbers := list(re.finditer(rf"(?:(?<![\w.,)])[-−])?[ $€£]*(?:{NUMBER})", text)):
         return _number(numbers[-1])
-    words = re.findall(r"\b(yes|no)\b(?! one\b)", text, re.IGNORECASE)
+    words = re.findall(r"\b(yes|no)\b(?=[.,;!]|\W*$)", text, re.IGNORECASE)
     return words[-1].lower() if words else None
 
 

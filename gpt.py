@@ -65,9 +65,9 @@ class Attention(nn.Module):
         super().__init__()
         C = config.n_embd
         self.n_head = config.n_head
-        self.c_attn = Linear(C, 3 * C, 0.02)
+        self.c_attn = Linear(C, 3 * C, C**-0.5)
         # Every layer adds to the residual stream twice: start small, so that its variance does not grow with depth.
-        self.c_proj = Linear(C, C, 0.02 / math.sqrt(2 * config.n_layer))
+        self.c_proj = Linear(C, C, (2 * config.n_layer * C)**-0.5)
 
     def forward(self, x, layer=None, cache=None):
         qkv = self.c_attn(x).unflatten(-1, (3, self.n_head, -1))        # (B, T, 3, H, D), with a cache (N, 3, H, D)
@@ -84,8 +84,8 @@ class MLP(nn.Module):
     def __init__(self, config):
         super().__init__()
         C = config.n_embd
-        self.c_fc = Linear(C, 4 * C, 0.02)
-        self.c_proj = Linear(4 * C, C, 0.02 / math.sqrt(2 * config.n_layer))
+        self.c_fc = Linear(C, 4 * C, C**-0.5)
+        self.c_proj = Linear(4 * C, C, (2 * config.n_layer * C)**-0.5)
 
     def forward(self, x):
         # GPT-2 was trained with the tanh approximation of GELU, not with the exact one.
@@ -105,6 +105,13 @@ class Block(nn.Module):
         return x + self.mlp(self.ln_2(x))
 
 
+def waves(n_positions, n_channels):
+    """Sines and cosines of wavelengths from 2 pi to 20,000 pi: (n_positions, n_channels)."""
+    frequency = 10_000 ** -(torch.arange(0, n_channels, 2) / n_channels)
+    angle = torch.arange(n_positions)[:, None] * frequency
+    return torch.stack([angle.sin(), angle.cos()], dim=-1).flatten(1)[:, :n_channels]
+
+
 class GPT(nn.Module):
     """GPT-2. `info` is what config.json holds besides the shape: role, data set, tokenizer, how it was made."""
 
@@ -115,8 +122,10 @@ class GPT(nn.Module):
         self.wpe = nn.Embedding(config.n_positions, config.n_embd)
         self.h = nn.ModuleList(Block(config) for _ in range(config.n_layer))
         self.ln_f = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
-        nn.init.normal_(self.wte.weight, std=0.02)
-        nn.init.normal_(self.wpe.weight, std=0.02)
+        # From scratch: GPT-2's own 0.02 is far too small for 128 channels. Positions begin as the waves of Vaswani et
+        # al. (2017, section 3.5): "the token before me" is then one rotation, and heads that copy numbers form sooner.
+        nn.init.normal_(self.wte.weight, std=config.n_embd**-0.5)
+        self.wpe.weight.data = waves(config.n_positions, config.n_embd) * config.n_embd**-0.5
 
     def forward(self, ids, cache=None, counts=None, targets=None):
         """
@@ -216,7 +225,8 @@ class KVCache:
 
     keys, values  (layer, row, head, time, channel), zeros at first: a NaN behind a mask would still poison attention
     lengths       (row,) on the CPU: how many tokens each row holds
-    last          (row, C): the last block's output for the last token of each row
+    last          (row, C): the last block's output for the last token of each row (zeros for a row without tokens)
+    dtype         the model's own
 
     Rows grow each at its own pace: nothing is padded on the left and nothing is read twice. The tokens that a call
     appends go through the model as one list of N; only attention looks at rows. The time axis grows by itself.
@@ -251,10 +261,11 @@ class KVCache:
         position = self.lengths[row] + column
         starts = counts.cumsum(0) - counts                              # where a row's tokens begin among the N
         one = counts == 1
-        self.counts, self.time = counts, needed
+        self.counts, self.n_visible = counts, needed
         # Rows that append one token attend together, each looking at keys up to its own position ...
         self.one_row, self.one_token = one.nonzero()[:, 0].to(device), starts[one].to(device)
-        ends = torch.where(one, self.lengths, 0)                        # (B,) a row that does not take part sees key 0
+        # A row that does not take part looks at key 0: a softmax needs a key, and nobody reads what it sees.
+        ends = torch.where(one, self.lengths, 0)                        # (B,)
         self.visible = (torch.arange(needed) <= ends[:, None])[:, None, None].to(device)     # (B, 1, 1, S)
         # ... and a row that appends more attends by itself, so that its queries make no other row wait.
         longer = (counts > 1).nonzero()[:, 0].tolist()
@@ -272,7 +283,8 @@ class KVCache:
             queries = q.new_zeros(len(keys), *q.shape[1:])              # (B, H, D)
             queries[self.one_row] = q[self.one_token]
             read = F.scaled_dot_product_attention(
-                queries[:, :, None], keys[:, :, :self.time], values[:, :, :self.time], attn_mask=self.visible)
+                queries[:, :, None], keys[:, :, :self.n_visible], values[:, :, :self.n_visible],
+                attn_mask=self.visible)
             y[self.one_token] = read[self.one_row, :, 0]
         for row, start, n, length in self.longer:
             own = slice(start, start + n)
@@ -329,7 +341,7 @@ def read_safetensors(path):
         if expected != len(body):
             raise ValueError(f"{len(body) - expected} bytes too many at the end")
         return tensors
-    except (ValueError, KeyError, TypeError, AttributeError, struct.error, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, struct.error, RuntimeError) as error:
         raise SystemExit(f"{path} is not a whole safetensors file: {error}. Copy or download it again.") from None
 
 
@@ -364,11 +376,15 @@ def read_config(path):
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
         config = GPTConfig(**{key: type(value)(record.pop(key, value)) for key, value in asdict(GPTConfig()).items()})
-    except (ValueError, TypeError, AttributeError) as error:
+    except (ValueError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise SystemExit(f"{path} is not the config of a GPT-2: {error}") from None
     if record.get("model_type", "gpt2") != "gpt2" or record.get("activation_function", "gelu_new") != "gelu_new":
         raise SystemExit(f"{path} is not GPT-2's: model_type {record.get('model_type')!r}, activation_function "
                          f"{record.get('activation_function')!r}; this code knows 'gpt2' with 'gelu_new'")
+    if not record.get("scale_attn_weights", True) or record.get("scale_attn_by_inverse_layer_idx", False):
+        raise SystemExit(f"{path}: scale_attn_weights or scale_attn_by_inverse_layer_idx is not GPT-2's; "
+                         "attention would compute something else")
+    record.pop("dtype", None), record.pop("torch_dtype", None)          # what they say is in model.safetensors
     if min(asdict(config).values()) <= 0 or config.n_embd % config.n_head:
         raise SystemExit(f"{path}: n_embd {config.n_embd} and n_head {config.n_head} do not fit each other")
     return config, record
@@ -381,7 +397,10 @@ def download_released(name, cache_dir=None, url=HUB):
     """The folder of a released GPT-2, downloaded if need be; a download that broke off goes on where it stopped."""
     folder = Path(cache_dir or Path.home() / ".cache" / "socratic") / name
     path, part, url = folder / "model.safetensors", folder / "model.safetensors.part", url.format(name=name)
+    config = {"model_type": "gpt2", "activation_function": "gelu_new"} | asdict(SIZES[name])
     if path.is_file():
+        if not (folder / "config.json").is_file():                      # the weights were put here by hand
+            replace_file(folder / "config.json", json.dumps(config, indent=1).encode())
         return folder
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -413,9 +432,11 @@ def download_released(name, cache_dir=None, url=HUB):
     if any(len(tag) == 64 and tag != digest.hexdigest() for tag in tags):
         part.unlink()
         raise SystemExit(f"{url} arrived damaged (its sha256 is not the hub's). Run the command again.")
-    model = GPT(SIZES[name])
-    model.load_tensors(read_safetensors(part), part)                    # whole and the right shape, before it counts
-    config = {"model_type": "gpt2", "activation_function": "gelu_new"} | asdict(SIZES[name])
+    try:
+        GPT(SIZES[name]).load_tensors(read_safetensors(part), part)     # whole and the right shape, before it counts
+    except SystemExit:
+        part.unlink()                                                   # there is nothing to go on from
+        raise
     replace_file(folder / "config.json", json.dumps(config, indent=1).encode())
     part.replace(path)
     return folder

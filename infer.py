@@ -155,9 +155,11 @@ class Job:
         self.feed = [token]
         self.say(line)
         if last or newline or self.n_written >= MAX_TURN:
+            self.end_turn()
             if not last and not newline:
-                self.dialogue.ended = f"a turn was cut after {MAX_TURN} tokens"
-            self.end_turn(last)
+                self.stop(f"the {self.role}'s turn did not end within {MAX_TURN} tokens")
+            else:
+                self.go_on((self.written.decode(errors="replace"), last))
         elif calculator and line.endswith(b"="):
             match = re.search(r"<<([^<>=]*)=$", self.written.decode(errors="replace"))
             if match and (result := calculate(match[1])) is not None:
@@ -171,7 +173,7 @@ class Job:
         if piece:
             self.on_text(self, speaker or self.role, None, piece)
 
-    def end_turn(self, last):
+    def end_turn(self):
         text = self.written.decode(errors="replace")
         kind, body = self.kind, text
         if not kind:                            # the student wrote the label itself
@@ -181,7 +183,6 @@ class Job:
         if kind == "Answer":
             self.dialogue.answer = extract_answer("Answer:" + body)
         self.on_text(self, self.role, None, b"\n")
-        self.go_on((text, last))
 
 
 def pick(logits, jobs, temperature):
@@ -208,7 +209,7 @@ def work(student, jobs, batch_size, temperature, calculator):
             if job := rows[i]:
                 length = int(cache.lengths[i]) + len(job.tokens_to_read(tokenizer))
                 if length > model.config.n_positions:
-                    job.stop(f"the dialogue outgrew the {model.config.n_positions:,} tokens that the {student.role} reads")
+                    job.stop(f"the dialogue outgrew the {student.role}: {model.config.n_positions:,} tokens")
                     rows[i] = None
         active = [i for i, job in enumerate(rows) if job]
         if not active and not waiting:

@@ -1,0 +1,445 @@
+"""What the students read and learn, what counts as an answer, and that no test problem can be trained on."""
+
+import hashlib
+import json
+import random
+import re
+import threading
+from fractions import Fraction
+from http.server import BaseHTTPRequestHandler, HTTPServer
+
+import pytest
+from toy import PROBLEM, REAL, real
+
+import data
+from data import (
+    IGNORE,
+    Problem,
+    Step,
+    batches,
+    calculate,
+    can_learn,
+    encode,
+    extract_answer,
+    get_tokenizer,
+    load_problems,
+    make_demo,
+    same_answer,
+    segments,
+    tokenize,
+)
+
+# ---------------------------------------------------------------- records
+
+
+def test_a_record_survives_the_way_to_json_and_back():
+    problem = Problem("é-1", 'He said "3 < 4"\u2028then left.', [Step("Q?", "S")], "7", "teacher", ["f=1"])
+    assert Problem.from_json(problem.to_json()) == problem
+
+
+@pytest.mark.parametrize("line, reason", [
+    ("{", "Expecting"), ("[1]", "object"), ("7", "object"),
+    ('{"id": "a", "steps": [], "answer": "", "source": ""}', "'problem' is missing"),
+    ('{"id": "a", "problem": "p", "steps": [], "answer": "", "source": "", "label": 1}', "'label'"),
+    ('{"id": "a", "problem": "p", "steps": [], "answer": 7, "source": ""}', "'answer'"),
+    ('{"id": "a", "problem": "  ", "steps": [], "answer": "", "source": ""}', "empty"),
+    ('{"id": "a", "problem": "p", "steps": [{"question": "q"}], "answer": "", "source": ""}', "step"),
+    ('{"id": "a", "problem": "p", "steps": {}, "answer": "", "source": ""}', "list"),
+    ('{"id": "a", "problem": "p", "steps": [], "answer": "", "source": "", "evidence": "f"}', "evidence"),
+])
+def test_a_broken_line_is_named_with_file_and_number(tmp_path, line, reason):
+    path = tmp_path / "records.jsonl"
+    path.write_text(PROBLEM.to_json() + "\n\n" + line + "\n", encoding="utf-8")
+    with pytest.raises(SystemExit, match=re.escape(f"{path}:3: ")) as error:
+        data.read_records(path)
+    assert reason in str(error.value)
+
+
+def test_blank_lines_are_skipped_and_unicode_line_separators_do_not_cut_a_record(tmp_path):
+    path = tmp_path / "records.jsonl"
+    problem = Problem("a", "one\u2028two", [], "1")
+    path.write_text("\n" + problem.to_json() + "\n\n", encoding="utf-8")
+    assert data.read_records(path) == [problem]
+
+
+# ---------------------------------------------------------------- the demo
+
+def test_stories_compute_what_they_say():
+    for problem in make_demo("train", 400, seed=5):
+        assert 2 <= len(problem.steps) <= 6
+        results = []
+        for step in problem.steps:
+            expression, result = re.search(r"<<(.*)=(\d+)>>", step.solution).groups()
+            assert calculate(expression) == result
+            assert f">>{result}" in step.solution
+            results.append(result)
+        assert results[-1] == problem.answer and int(problem.answer) > 0
+        assert problem.problem.endswith(problem.steps[-1].question), "the last subquestion is the problem's own"
+        assert "{" not in problem.to_json().replace('{"', ""), "a wording was not filled in"
+
+
+def test_every_number_of_a_solution_was_read_or_computed_before():
+    for problem in make_demo("train", 400, seed=6):
+        known = set(re.findall(r"\d+", problem.problem)) | {"2", "3", "4", "5"}  # half, a third, ... are words
+        for step in problem.steps:
+            expression, result = re.search(r"<<(.*)=(\d+)>>", step.solution).groups()
+            assert set(re.findall(r"\d+", expression)) <= known
+            known.add(result)
+
+
+def test_stories_have_one_pen_and_two_pens():
+    text = " ".join(p.to_json() for p in make_demo("train", 3000, seed=7))
+    plurals = "|".join(data.SINGULAR)
+    assert not re.search(rf"(?<![\d*/+-])1 ({plurals})\b", text)
+    assert re.search(r">>1 [a-z]+\b", text), "no story came down to one: the test would see nothing"
+    singles = "|".join(data.SINGULAR.values())
+    assert not re.search(rf"\b(?:[2-9]|\d\d+) ({singles})\b", text)
+
+
+def test_the_grammar_has_many_kinds_of_events_and_stories_use_them_all():
+    keys = []
+    rng = random.Random(0)
+    while len(keys) < 3000:
+        if story := data.make_story(rng, rng.randint(2, 6)):
+            keys.append(story[1])
+    kinds = {event.split(" [")[0] for key in keys for event in key.split("; ")}
+    assert kinds == {event[0] for event in data.EVENTS} and len(kinds) >= 12
+
+
+def story_keys(split, n, monkeypatch):
+    keys, make_story = [], data.make_story
+    monkeypatch.setattr(data, "make_story", lambda *a: (keys.append(story), story)[1] if (story := make_story(*a)) else None)
+    problems = make_demo(split, n)
+    monkeypatch.undo()
+    return {key for problem, key in keys if problem in problems}
+
+
+def test_no_test_story_can_be_generated_for_training(monkeypatch):
+    keys = {split: story_keys(split, 1000, monkeypatch) for split in ("train", "valid", "test")}
+    assert all(len(found) == 1000 for found in keys.values())
+    homes = {split: {int(hashlib.sha256(key.encode()).hexdigest(), 16) % 10 for key in found}
+             for split, found in keys.items()}
+    assert homes["test"] == {0} and homes["valid"] == {1} and homes["train"] == set(range(2, 10))
+
+
+def test_the_test_split_never_changes():
+    text = "\n".join(problem.to_json() for problem in load_problems("demo", "test"))
+    assert hashlib.sha256(text.encode()).hexdigest() == DEMO_TEST_SHA256
+
+
+DEMO_TEST_SHA256 = "c91af8198c8024a551ba8ed057b53d6ae78b68dba7d0eee1fcc1adde69fa47ee"
+
+
+def test_a_shorter_demo_split_is_the_beginning_of_the_longer_one():
+    assert load_problems("demo", "train", limit=20) == load_problems("demo", "train", limit=50)[:20]
+    assert [len(p.steps) in (7, 8) for p in load_problems("demo", "long", limit=30)] == [True] * 30
+
+
+# ---------------------------------------------------------------- which part is learned
+
+def learned_text(problem, role, tokenizer):
+    ids, targets = encode(segments(problem, role), tokenizer)
+    assert len(ids) == len(targets)
+    return tokenizer.decode([target for target in targets if target != IGNORE])
+
+
+@pytest.mark.parametrize("role, learned", [
+    ("answer", " 7<|endoftext|>"),
+    ("cot", "Solution: There are 3*4 = <<3*4=12>>12 pens.\nSolution: 12-5 = <<12-5=7>>7 are left.\nAnswer: 7<|endoftext|>"),
+    ("unified", "Subquestion: How many pens?\nSolution: There are 3*4 = <<3*4=12>>12 pens.\n"
+                "Subquestion: How many are left?\nSolution: 12-5 = <<12-5=7>>7 are left.\nAnswer: 7<|endoftext|>"),
+    ("decomposer", "Subquestion: How many pens?\nSubquestion: How many are left?<|endoftext|>"),
+    ("solver", " There are 3*4 = <<3*4=12>>12 pens.\n 12-5 = <<12-5=7>>7 are left.\n 7<|endoftext|>"),
+])
+def test_exactly_these_tokens_are_learned(role, learned):
+    assert learned_text(PROBLEM, role, get_tokenizer("tiny")) == learned
+
+
+def test_the_solver_reads_each_subquestion_before_its_solution_and_the_decomposer_no_solution():
+    solver = "".join(part.text for part in segments(PROBLEM, "solver"))
+    assert solver == ("Problem: Ava has 3 boxes with 4 pens each. She gives away 5. How many are left?\n"
+                      "Subquestion: How many pens?\nSolution: There are 3*4 = <<3*4=12>>12 pens.\n"
+                      "Subquestion: How many are left?\nSolution: 12-5 = <<12-5=7>>7 are left.\nAnswer: 7")
+    assert "Solution" not in "".join(part.text for part in segments(PROBLEM, "decomposer"))
+    assert "Answer: 7" not in "".join(part.text for part in segments(PROBLEM, "decomposer"))
+
+
+def test_targets_are_the_next_tokens():
+    tokenizer = get_tokenizer("tiny")
+    for role in data.ROLES:
+        ids, targets = encode(segments(PROBLEM, role), tokenizer)
+        after = ids[1:] + [tokenizer.eot_token]
+        assert all(target in (IGNORE, token) for target, token in zip(targets, after))
+        assert targets[-1] == tokenizer.eot_token
+
+
+def test_white_space_in_a_record_cannot_end_a_turn():
+    problem = Problem("a", " two\n\nlines\u2028three ", [Step(" q\n1 ", "s\r\n1")], "7")
+    for role in data.ROLES:
+        for part in segments(problem, role):
+            assert "\n" not in part.text[:-1] and "\u2028" not in part.text
+
+
+def test_records_that_lack_what_a_role_learns_are_left_out():
+    plain = Problem("a", "p", [Step("", "s")], "1")
+    asked = Problem("b", "p", [Step("q", "")], "1")
+    half = Problem("c", "p", [Step("q", "s"), Step("q", "")], "1")
+    bare = Problem("d", "p", [], "1")
+    can = {role: [can_learn(p, role) for p in (plain, asked, half, bare)] for role in data.ROLES}
+    assert can == {"answer": [True] * 4, "cot": [True, False, False, False], "decomposer": [False, True, True, False],
+                   "unified": [False] * 4, "solver": [False] * 4}
+    assert not can_learn(Problem("e", "p", [Step("q", "s")], ""), "solver")
+
+
+def test_strategyqa_learns_its_facts_as_a_chain_of_thought_and_svamp_does_not_learn_its_formula():
+    facts = Problem("a", "Is it?", [Step("What is it?")], "yes", evidence=["It is a dog.", "Dogs are."])
+    assert "".join(p.text for p in segments(facts, "cot") if p.learned) == (
+        "Solution: It is a dog.\nSolution: Dogs are.\nAnswer: yes")
+    assert not can_learn(Problem("b", "How many?", [], "7", evidence=["3+4=7"]), "cot")
+
+
+def test_tokens_are_cut_where_the_calculator_takes_over():
+    tokenizer = get_tokenizer("tiny")
+    text = "so 3-5 = <<3-5=-2>>-2 and a=b"
+    whole = tokenize(text, tokenizer)
+    parts = [tokenizer.encode_ordinary(t) for t in ("so 3-5 = <<3-5=", "-2>>", "-2 and a=b")]
+    assert whole == sum(parts, [])
+    assert tokenizer.decode(whole) == text
+
+
+def test_an_end_token_spelled_out_in_a_problem_is_only_text():
+    tokenizer = get_tokenizer("tiny")
+    ids, _ = encode(segments(Problem("a", "Stop <|endoftext|> here", [], "1"), "answer"), tokenizer)
+    assert tokenizer.eot_token not in ids
+
+
+def test_the_tiny_tokenizer_gives_back_any_text():
+    tokenizer = get_tokenizer("tiny")
+    assert tokenizer.n_vocab == 2048
+    rng = random.Random(0)
+    for _ in range(300):
+        text = "".join(rng.choice("aZ é\n\t0123<>=*_'’日🙂  .,$") for _ in range(rng.randint(0, 40)))
+        assert tokenizer.decode(tokenizer.encode_ordinary(text)) == text
+    assert [tokenizer.decode([i]) for i in tokenizer.encode_ordinary(" had 12*3=<<12*3=36>>36")] == [
+        " had", " ", *"12*3=", "<<", *"12*3=", *"36", ">>", *"36"]
+
+
+def test_byte_pair_encoding_merges_the_most_frequent_pair_first():
+    # By hand: "ab" stands 5 times; then "abc" 3 times, " ab" and "abd" once and twice.
+    assert list(data.train_bpe(["abc abd abd", "abc", "abc"], 258))[256:] == [b"ab", b"abc"]
+
+
+# ---------------------------------------------------------------- batches
+
+def test_every_example_comes_once_an_epoch_in_batches_of_the_budget_with_little_padding():
+    rng = random.Random(1)
+    examples = [([0] * rng.randint(5, 200), []) for _ in range(1000)]
+    groups = batches(examples, 2000, random.Random(2))
+    assert sorted(i for group in groups for i in group) == list(range(1000))
+    padded = [len(group) * max(len(examples[i][0]) for i in group) for group in groups]
+    assert max(padded) <= 2000
+    assert sum(padded) < 1.05 * sum(len(ids) for ids, _ in examples)
+    other = batches(examples, 2000, random.Random(3))
+    assert groups != other and groups == batches(examples, 2000, random.Random(2))
+
+
+def test_an_example_longer_than_the_budget_gets_a_batch_of_its_own():
+    groups = batches([([0] * 10, []), ([0] * 500, [])], 100, random.Random(0))
+    assert sorted(map(sorted, groups)) == [[0], [1]]
+
+
+# ---------------------------------------------------------------- arithmetic
+
+def test_the_calculator_agrees_with_exact_fractions_on_random_expressions():
+    rng = random.Random(0)
+
+    def make(depth):
+        if depth == 0 or rng.random() < 0.3:
+            number = rng.choice([str(rng.randint(0, 999)), f"{rng.randint(0, 99)}.{rng.randint(0, 99):02d}"])
+            return number, Fraction(number)
+        (a, x), (b, y), sign = make(depth - 1), make(depth - 1), rng.choice("+-*/")
+        if sign == "/" and y == 0:
+            return a, x
+        return f"({a}{sign}{b})", {"+": x + y, "-": x - y, "*": x * y, "/": y and x / (y or 1)}[sign]
+
+    for _ in range(2000):
+        text, value = make(4)
+        if len(text) > 200:
+            continue
+        found = calculate(text)
+        assert abs(Fraction(found) - value) <= abs(value) / 20 + Fraction(1, 10**11), (text, found, value)
+        rest = value.denominator
+        for prime in (2, 5):
+            while rest % prime == 0:
+                rest //= prime
+        if rest == 1 and value.denominator < 10**9:
+            assert Fraction(found) == value, (text, found)
+
+
+@pytest.mark.parametrize("text, value", [
+    ("1+2*3", "7"), ("(1+2)*3", "9"), ("10-4-3", "3"), ("16/4/2", "2"), ("-3+5", "2"), ("2*-3", "-6"), ("3-5", "-2"),
+    ("0.1+0.2", "0.3"), ("24/2", "12"), ("1/2", "0.5"), (".5*4", "2"), ("70*.01*90", "63"), ("100/3", "33.33"),
+    ("20%*50", "10"), ("50%", "0.5"), ("1,000+1", "1001"), ("6 × 7", "42"), ("6 ÷ 4", "1.5"), ("5 − 7", "-2"),
+    ("$3*2", "6"), ("1/300", "0.0033"), ("2/3", "0.67"), ("1000000*1000000", "1000000000000"),
+])
+def test_the_calculator_prints_as_the_data_does(text, value):
+    assert calculate(text) == value
+
+
+@pytest.mark.parametrize("text", [
+    "", " ", "x+1", "9**9**9", "().__class__", "1/0", "1/(2-2)", "(" * 10_000, "(" * 99 + "1", "1" * 201, "2+", "*2", "1 2 +",
+    "__import__('os')", "1e9", "3=3", "()", "1..2", "1,00", "2(3)", "½", "٣+1", "+", "end", "%",
+])
+def test_what_is_not_arithmetic_has_no_value(text):
+    assert calculate(text) is None
+
+
+def test_deep_brackets_within_the_limit_are_computed():
+    assert calculate("(" * 90 + "1+1" + ")" * 90) == "2"
+
+
+# ---------------------------------------------------------------- answers
+
+@pytest.mark.parametrize("text, answer", [
+    ("#### 18", "18"), ("#### 18.0", "18"), ("#### $18", "18"), ("####18", "18"), ("Answer: 18.", "18"),
+    ("Answer: 18 dollars", "18"), ("#### 1,800", "1800"), ("Answer: -5", "-5"), ("Answer: −5", "-5"), ("Answer: -$5", "-5"),
+    ("#### 18\n\nQuestion: ...\n#### 99", "18"), ("She has 18 apples...", None), ("It takes 5-10 minutes", None),
+    ("Answer: $1,200.\nProblem: 3", "1200"), ("Answer: 50%", "50"), ("Answer: 0.50", "0.5"), ("Answer: 1/2", "0.5"),
+    ("Answer:", None), ("Answer:\nProblem: He has 3", None), ("Answer: none", None), ("", None),
+    ("Answer: yes", "yes"), ("Answer: No.", "no"), ("Answer: not really", None), ("Answer: no one", None),
+    ("Answer: True", "yes"), ("Answer: 3*4 = 12", "12"), ("Answer: 5-10", None), ("Answer: 3:30", None),
+    ("Answer: 1.2.3", None), ("Answer: £3", "3"), ("Answer: 18 hats for 3 men", "18"),
+])
+def test_a_strict_answer(text, answer):
+    assert extract_answer(text) == answer
+
+
+@pytest.mark.parametrize("text, answer", [
+    ("She has 18 apples...", "18"), ("It takes 5-10 minutes", "10"), ("It fell by -4 degrees", "-4"), ("no number", None),
+    ("So it is $1,234.50.", "1234.5"), ("#### 18 then 99", "18"), ("Thus yes.", "yes"), ("no one knows", None), ("", None),
+])
+def test_a_lenient_answer(text, answer):
+    assert extract_answer(text, lenient=True) == answer
+
+
+@pytest.mark.parametrize("a, b, same", [
+    ("18.0", "18", True), ("18", "19", False), ("yes", "Yes", True), ("yes", "no", False), ("0.5", "1/2", True),
+    (None, "18", False), (None, None, False), ("1,800", "1800", True), ("-5", "5", False), ("yes", "1", False),
+])
+def test_answers_are_compared_as_numbers_or_words(a, b, same):
+    assert same_answer(a, b) is same
+
+
+# ---------------------------------------------------------------- downloads
+
+@pytest.fixture
+def file_server():
+    """Serves `content` at any path, honouring Range; `cut` sends so many bytes only."""
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            server.ranges.append(self.headers.get("Range"))
+            start = int((self.headers.get("Range") or "bytes=0-")[6:-1])
+            body = server.content[start:]
+            self.send_response(206 if start else 200)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body[:server.cut])
+
+        def log_message(self, *args):
+            pass
+
+    server = HTTPServer(("127.0.0.1", 0), Handler)
+    server.content, server.cut, server.ranges = b"x" * 200_000, None, []
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    server.url = f"http://127.0.0.1:{server.server_port}/file"
+    yield server
+    server.shutdown()
+
+
+def test_a_download_that_broke_off_goes_on_and_is_checked(tmp_path, file_server):
+    path, good = tmp_path / "a" / "file", hashlib.sha256(file_server.content).hexdigest()
+    file_server.cut = 70_000
+    with pytest.raises(SystemExit, match="Cannot download"):
+        data.download(file_server.url, good, path)
+    assert not path.exists()
+    file_server.cut = None
+    data.download(file_server.url, good, path)
+    assert path.read_bytes() == file_server.content and re.fullmatch(r"bytes=[1-9]\d*-", file_server.ranges[-1])
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_a_file_that_is_not_the_known_one_is_refused(tmp_path, file_server):
+    with pytest.raises(SystemExit, match="not the file this code knows"):
+        data.download(file_server.url, "0" * 64, tmp_path / "file")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_offline_the_error_names_the_file_its_address_and_where_to_put_it(tmp_path):
+    with pytest.raises(SystemExit) as error:
+        data.download("http://127.0.0.1:9/train.jsonl", None, tmp_path / "gsm8k" / "train.jsonl")
+    assert "http://127.0.0.1:9/train.jsonl" in str(error.value) and str(tmp_path / "gsm8k" / "train.jsonl") in str(error.value)
+
+
+def test_unknown_data_sets_splits_and_files_are_named(tmp_path):
+    for call, words in ((lambda: load_problems("mawps", "train"), "mawps"), (lambda: load_problems("gsm8k", "long"), "long"),
+                        (lambda: data.read_records(tmp_path / "none.jsonl"), "none.jsonl does not exist")):
+        with pytest.raises(SystemExit, match=words):
+            call()
+
+
+# ---------------------------------------------------------------- the three data sets, in small files of their layout
+
+def test_gsm8k_rows_become_records(tmp_path):
+    folder = tmp_path / "gsm8k"
+    folder.mkdir()
+    row = {"question": "How\u2028many?", "answer": "Q1? ** 3*4 = <<3*4=12>>12\nQ2? ** \n#### 1,200"}
+    (folder / "test_socratic.jsonl").write_text((json.dumps(row, ensure_ascii=False) + "\n") * 1319, encoding="utf-8")
+    problems = load_problems("gsm8k", "test", tmp_path)
+    assert len(problems) == 1319
+    assert problems[7] == Problem("gsm8k-test-7", "How\u2028many?", [Step("Q1?", "3*4 = <<3*4=12>>12"), Step("Q2?", "")], "1200")
+    (folder / "train_socratic.jsonl").write_text(json.dumps(row) + "\n", encoding="utf-8")
+    with pytest.raises(SystemExit, match="1 rows, not 7473"):
+        load_problems("gsm8k", "train", tmp_path)
+
+
+def test_annotations_take_the_place_of_the_steps_and_are_counted(tmp_path, capsys):
+    problems = load_problems("demo", "train", limit=5)
+    path = tmp_path / "annotations.jsonl"
+    theirs = [Problem(p.id, p.problem, [Step("Their question?", "Their solution.")], p.answer, "teacher") for p in problems[1:3]]
+    path.write_text("".join(p.to_json() + "\n" for p in theirs), encoding="utf-8")
+    assert load_problems("demo", "train", limit=5, annotations=path) == theirs
+    assert "2 annotations, 2 match the 5 problems" in capsys.readouterr().err
+
+
+@real
+def test_the_real_files_have_the_known_counts():
+    def count(*args):
+        return len(load_problems(*args, REAL))
+
+    assert [count("gsm8k", split) for split in ("train", "valid", "test")] == [6961, 512, 1319]
+    assert count("svamp", "train") + count("svamp", "valid") == 614
+    assert [count("svamp", split) for split in ("test", "all")] == [237, 1000]
+    assert [count("strategyqa", split) for split in ("train", "valid", "test")] == [1832, 229, 229]
+
+
+@real
+def test_the_calculator_agrees_with_the_annotations_of_gsm8k():
+    pairs = [pair for p in load_problems("gsm8k", "train", REAL) + load_problems("gsm8k", "valid", REAL)
+             for step in p.steps for pair in re.findall(r"<<([^<>=]*)=([^<>]*)>>", step.solution)]
+    assert len(pairs) > 23_000
+    values = [(calculate(a), b) for a, b in pairs]
+    assert sum(value is None for value, _ in values) < 25
+    assert sum(value == b for value, b in values) / len(values) > 0.97, "printed as the data prints it"
+    assert sum(same_answer(value, b) for value, b in values) / len(values) > 0.995
+
+
+@real
+def test_the_real_problems_are_read_whole():
+    gsm8k = load_problems("gsm8k", "test", REAL)
+    assert all(len(p.steps) >= 2 and calculate(p.answer) for p in gsm8k)
+    assert sum(not step.solution for p in gsm8k for step in p.steps) == 2
+    svamp = load_problems("svamp", "all", REAL)
+    assert not any(re.search(r"[a-z0-9] How (many|much) ", p.problem) for p in svamp), "a full stop or comma is missing"
+    strategyqa = load_problems("strategyqa", "train", REAL)
+    assert {p.answer for p in strategyqa} == {"yes", "no"}
+    assert not any("#" in step.question for p in strategyqa[:200] for step in p.steps)

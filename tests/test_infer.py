@@ -1,0 +1,287 @@
+"""The students read what they were trained on, a batch gives what each problem gives alone, and nothing runs on for ever."""
+
+import io
+import json
+import random
+import re
+import sys
+
+import pytest
+import torch
+from toy import PROBLEM, tiny_student
+
+import infer
+from data import Problem, Step, calculate, encode, get_tokenizer, make_demo, segments, tokenize
+from infer import Student, solve
+
+TOKENIZER = get_tokenizer("tiny")
+
+
+def students(n_positions=512, seed=0, scale=6.0):
+    """A decomposer, a solver and the single-student roles, with random weights strong enough to write varied text."""
+    found = {}
+    for i, role in enumerate(("decomposer", "solver", "unified", "cot", "answer")):
+        model = tiny_student(role, seed=seed + i, n_positions=n_positions)
+        with torch.no_grad():
+            model.wte.weight *= scale
+        found[role] = Student(role, model, TOKENIZER)
+    return found
+
+
+class Parrot(torch.nn.Module):
+    """Stands in for a model: writes what `script(text so far)` says, token by token. It keeps all it was fed."""
+
+    def __init__(self, script, n_positions=1024):
+        super().__init__()
+        self.config = tiny_student("solver", n_positions=n_positions).config
+        self.wte = torch.nn.Embedding(2048, 32)
+        self.script, self.fed = script, []
+
+    def forward(self, ids, cache, counts):
+        cache.begin(counts, *ids.shape)
+        cache.lengths = cache.lengths + cache.counts
+        if not self.fed:
+            self.fed = [[] for _ in counts]
+        logits = torch.zeros(len(counts), 2048)
+        for row, n in enumerate(counts):
+            self.fed[row] += ids[row, :n].tolist()
+            wanted = self.script(TOKENIZER.decode(self.fed[row]))
+            token = TOKENIZER.eot_token if wanted is None else tokenize(wanted, TOKENIZER)[0]
+            logits[row, token] = 1
+        return logits
+
+
+def recite(problem, role):
+    """A script that goes on with the dialogue of a solved problem, whatever part was read."""
+    whole = "".join(part.text for part in segments(problem, role))
+    return lambda so_far: whole[len(so_far):] if whole.startswith(so_far) and so_far != whole else None
+
+
+def parrots(problem):
+    return {role: Student(role, Parrot(recite(problem, role)), TOKENIZER)
+            for role in ("decomposer", "solver", "unified", "cot", "answer")}
+
+
+@pytest.mark.parametrize("method", infer.METHODS)
+def test_a_student_reads_token_for_token_what_it_was_trained_on(method):
+    actors = parrots(PROBLEM)
+    (dialogue,) = solve([PROBLEM], actors, method)
+    assert dialogue.ended == "finished"
+    assert dialogue.answer == "7"
+    for role in infer.METHODS[method]:
+        ids, _ = encode(segments(PROBLEM, role), TOKENIZER)
+        assert actors[role].model.fed[0] == ids
+
+
+def test_the_dialogue_tells_who_wrote_what():
+    (dialogue,) = solve([PROBLEM], parrots(PROBLEM), "socratic")
+    assert [(t.speaker, t.kind, t.text) for t in dialogue.turns] == [
+        ("decomposer", "Subquestion", "How many pens?"), ("decomposer", "Subquestion", "How many are left?"),
+        ("solver", "Solution", "There are 3*4 = <<3*4=12>>12 pens."), ("solver", "Solution", "12-5 = <<12-5=7>>7 are left."),
+        ("solver", "Answer", "7")]
+
+
+def test_the_decomposer_reads_no_solution_and_nobody_the_gold_answer():
+    actors = students()
+    for method in infer.METHODS:
+        (with_gold,) = solve([PROBLEM], actors, method)
+        (without,) = solve([Problem("toy-1", PROBLEM.problem)], actors, method)
+        assert with_gold.turns == without.turns
+
+
+def test_the_calculator_writes_the_result_and_the_right_one():
+    wrong = Problem("a", PROBLEM.problem, [Step("How many?", "3*4 = <<3*4=99>>99")], "99")
+
+    def script(so_far):                                     # a student that cannot multiply, but copies what it reads
+        found = re.search(r"<<3\*4=(\d+)>>(\d*)$", so_far)
+        return found[1][len(found[2]):] + "\n" if found else recite(wrong, "solver")(so_far)
+
+    actors = parrots(wrong) | {"solver": Student("solver", Parrot(script), TOKENIZER)}
+    (dialogue,) = solve([wrong], actors)
+    assert dialogue.turns[1].text == "3*4 = <<3*4=12>>12"
+    (dialogue,) = solve([wrong], parrots(wrong), calculator=False)
+    assert dialogue.turns[1].text == "3*4 = <<3*4=99>>99"
+
+
+def test_what_the_calculator_cannot_compute_is_left_to_the_student():
+    odd = Problem("a", PROBLEM.problem, [Step("How many?", "x = <<3*x=4>>4"), Step("And?", "<<1/0=5>>5")], "5")
+    (dialogue,) = solve([odd], parrots(odd))
+    assert [t.text for t in dialogue.turns if t.kind == "Solution"] == ["x = <<3*x=4>>4", "<<1/0=5>>5"]
+
+
+@pytest.mark.parametrize("method", infer.METHODS)
+def test_a_batch_gives_what_each_problem_gives_alone(method):
+    actors, problems = students(), make_demo("valid", 9)
+    for actor in actors.values():
+        actor.model.double()
+    alone = [solve([p], actors, method)[0] for p in problems]
+    for batch_size in (3, 9, 64):
+        together = solve(problems, actors, method, batch_size)
+        assert [d.to_json() for d in together] == [d.to_json() for d in alone]
+    assert len({str(d.turns) for d in alone}) > 1, "they all wrote the same: this would not notice a mix-up"
+
+
+def test_a_dialogue_written_with_the_cache_is_the_one_written_without():
+    """An oracle: the same greedy turn, every token from a fresh pass over the whole text."""
+    actors = students()
+    for seed, problem in enumerate(make_demo("valid", 4)):
+        student = actors[("unified", "cot")[seed % 2]]
+        student.model.double()
+        (dialogue,) = solve([problem], actors, student.role, calculator=False)
+        ids, text = tokenize(f"Problem: {problem.problem}\n", TOKENIZER), b""
+        for _ in range(infer.MAX_TURN):
+            token = student.model(torch.tensor([ids])).argmax(-1)[0, -1].item()
+            if token == TOKENIZER.eot_token or b"\n" in TOKENIZER.decode_single_token_bytes(token):
+                break
+            text += TOKENIZER.decode_single_token_bytes(token)
+            ids.append(token)
+        assert dialogue.turns[0].text == text.decode(errors="replace").strip()
+
+
+def test_drawn_dialogues_depend_on_the_seed_and_the_problem_and_not_on_the_batch():
+    actors, problems = students(scale=1.0), make_demo("valid", 6)
+    for actor in actors.values():
+        actor.model.double()
+    options = {"method": "cot", "temperature": 1.0}
+    one = solve(problems, actors, **options, seed=1)
+    assert [d.turns for d in one] == [solve([p], actors, **options, seed=1)[0].turns for p in problems]
+    assert [d.turns for d in one] != [d.turns for d in solve(problems, actors, **options, seed=2)]
+
+
+def test_drawing_follows_the_probabilities():
+    job = type("Job", (), {"rng": random.Random(0)})()
+    logits = torch.tensor([[0.0, 1.0, 2.0]])
+    counts = torch.zeros(3)
+    for _ in range(6000):
+        counts[infer.pick(logits, [job], 0.5)[0]] += 1
+    assert torch.allclose(counts / 6000, (logits[0] / 0.5).softmax(-1), atol=0.02)
+
+
+# ---------------------------------------------------------------- bounds: ended and said, never an exception
+
+def for_ever(text):
+    return lambda so_far: text
+
+
+def test_a_decomposer_that_never_stops_is_stopped_after_16_subquestions():
+    endless = Parrot(lambda s: "Subquestion: Why?\n"[len(s) - len(s.rpartition("\n")[0]) - 1:] or "\n")
+    actors = parrots(PROBLEM) | {"decomposer": Student("decomposer", endless, TOKENIZER)}
+    (dialogue,) = solve([PROBLEM], actors)
+    assert sum(t.kind == "Subquestion" for t in dialogue.turns) == infer.MAX_QUESTIONS == 16
+    assert "16 subquestions" in dialogue.ended
+
+
+def test_a_turn_that_never_ends_is_cut():
+    actors = parrots(PROBLEM) | {"answer": Student("answer", Parrot(for_ever(" a")), TOKENIZER)}
+    (dialogue,) = solve([PROBLEM], actors, "answer")
+    assert f"{infer.MAX_TURN} tokens" in dialogue.ended and dialogue.answer is None
+
+
+@pytest.mark.parametrize("method", infer.METHODS)
+def test_a_dialogue_that_outgrows_the_context_is_ended(method):
+    actors = students(n_positions=48)
+    long, short = Problem("long", "word " * 5000), Problem("short", "Ben had 5.")
+    first, second = solve([long, short], actors, method)
+    assert "outgrew" in first.ended and first.answer is None
+    assert second.to_json() == solve([short], actors, method)[0].to_json()
+
+
+def test_odd_problems_are_solved_like_any_other():
+    texts = ["🙂" * 20, "-5 and −5", "a\u2028b", "<<3*4=", "Answer: 7", "<|endoftext|>", "\u202eright to left", "0"]
+    for dialogue in solve([Problem(str(i), t) for i, t in enumerate(texts)], students(), "unified"):
+        json.dumps(dialogue.to_json())
+
+
+# ---------------------------------------------------------------- the command
+
+@pytest.fixture
+def folders(tmp_path):
+    """Students with one word each: the decomposer only ever writes the end token, the others only a newline."""
+    for role in ("decomposer", "solver", "cot"):
+        model, (newline,) = tiny_student(role), TOKENIZER.encode_ordinary("\n")
+        with torch.no_grad():
+            model.ln_f.weight.zero_()
+            model.ln_f.bias.copy_(100 * model.wte.weight[TOKENIZER.eot_token if role == "decomposer" else newline])
+        model.save_pretrained(tmp_path / role)
+    return [str(tmp_path / "decomposer"), str(tmp_path / "solver")]
+
+
+def command(*argv, capsys, monkeypatch=None, stdin=None):
+    if stdin is not None:
+        monkeypatch.setattr(sys, "stdin", io.StringIO(stdin))
+    infer.main(infer.parse_args(list(argv)))
+    return capsys.readouterr()
+
+
+def test_the_command_prints_who_writes_what(folders, capsys):
+    out = command("Ben had 5 pens.", "--students", *folders, capsys=capsys)
+    assert out.out.splitlines() == ["decomposer | ", "solver     | Solution:", "solver     | Answer:", "= none found"]
+    assert "solver     | " in out.err and folders[0].rpartition("/")[2] in out.err
+
+
+def test_problems_come_from_a_file_or_standard_input_and_leave_as_json(folders, capsys, monkeypatch, tmp_path):
+    (tmp_path / "problems.txt").write_text("Ben had 5 pens.\n\n" + PROBLEM.to_json() + "\n", encoding="utf-8")
+    out = command("--file", str(tmp_path / "problems.txt"), "--json", "--students", *folders, capsys=capsys).out
+    records = [json.loads(line) for line in out.splitlines()]
+    assert [r["problem"] for r in records] == ["Ben had 5 pens.", PROBLEM.problem] and "turns" in records[0]
+    piped = command("--json", "--students", *folders, capsys=capsys, monkeypatch=monkeypatch, stdin="Ben had 5 pens.\n").out
+    assert json.loads(piped)["turns"] == records[0]["turns"]
+
+
+def test_the_problem_may_stand_behind_the_students():
+    args = infer.parse_args(["--students", "tests", "Ben had 5 pens."])
+    assert args.problem == "Ben had 5 pens." and args.students == ["tests"]
+
+
+@pytest.mark.parametrize("argv, words", [
+    ([""], "no problem to solve"), ([" \n"], "no problem to solve"), (["--file", "nowhere.txt"], "nowhere.txt does not exist"),
+    (["x", "--students", "nowhere"], "nowhere"), (["x", "--dataset", "gsm8k"], "python train.py --role solver --dataset gsm8k"),
+    (["x", "--method", "cot"], "python train.py --role cot"),
+])
+def test_a_slip_is_told_in_one_message_with_the_next_command(argv, words, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit, match=re.escape(words)):
+        infer.main(infer.parse_args(argv))
+
+
+def test_a_record_that_is_broken_is_named_with_its_line(folders, tmp_path):
+    (tmp_path / "p.jsonl").write_text('Ben had 5.\n{"id": "x"}\n')
+    with pytest.raises(SystemExit, match=r"p\.jsonl:2: the key 'answer' is missing"):
+        infer.main(infer.parse_args(["--file", str(tmp_path / "p.jsonl"), "--students", *folders]))
+
+
+def test_students_are_never_mixed(folders, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit, match="Lacking: solver"):
+        infer.find_students("socratic", [str(tmp_path / "cot"), folders[0]])
+    embedded = infer.find_students("socratic")
+    assert {folder.parent.name for folder in embedded.values()} == {"students"}
+    tiny_student("decomposer").save_pretrained("runs/demo-tiny-decomposer")
+    assert infer.find_students("socratic") == embedded, "half a pair is not used"
+    tiny_student("solver").save_pretrained("runs/demo-tiny-solver")
+    assert {folder.parent.name for folder in infer.find_students("socratic").values()} == {"runs"}
+
+
+def test_the_embedded_students_solve_the_story_of_the_readme(capsys):
+    story = "Ava had 3 boxes with 4 pens in each. Ava gave 5 of the pens to Ben. How many pens did Ava have left?"
+    (dialogue,) = solve([Problem("readme", story)], infer.load_students(infer.find_students("socratic")))
+    assert dialogue.answer == "7"
+    assert all(calculate(a) == b for turn in dialogue.turns for a, b in re.findall(r"<<(.*?)=(.*?)>>", turn.text))
+
+
+def test_forced_tokens_cost_one_append():
+    calls = []
+
+    class Counting(Parrot):
+        def forward(self, ids, cache, counts):
+            calls.append(list(counts))
+            return super().forward(ids, cache, counts)
+
+    student = Student("solver", Counting(recite(PROBLEM, "solver")), TOKENIZER)
+    solve([PROBLEM], parrots(PROBLEM) | {"solver": student})
+    forced = [len(tokenize(text, TOKENIZER)) + 1 for text in ("12>>", "7>>")]   # with the "=" that the student wrote
+    assert [n for (n,) in calls if n in forced] .count(forced[0]) >= 1
+    given = [len(tokenize(t, TOKENIZER)) for t in ("".join(p.text for p in segments(PROBLEM, "solver")[:1]),)]
+    assert calls[0][0] > given[0] and sum(n for (n,) in calls) == len(encode(segments(PROBLEM, "solver"), TOKENIZER)[0])
+
+

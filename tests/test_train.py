@@ -1,0 +1,211 @@
+"""The loss counts what it should, the gradients do not depend on how a step is cut up, and a killed run goes on."""
+
+import json
+import math
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from toy import PROBLEM, tiny_student
+
+import train
+from data import IGNORE, Problem, encode, get_tokenizer, load_problems, segments
+from gpt import GPT, SIZES
+
+ROOT = Path(train.__file__).resolve().parent
+NO_AUTOCAST = torch.autocast("cpu", enabled=False)
+NO_SCALER = torch.amp.GradScaler("cpu", enabled=False)
+
+
+def examples_of(role, n=12):
+    tokenizer = get_tokenizer("tiny")
+    return [encode(segments(p, role), tokenizer) for p in load_problems("demo", "train", limit=n)]
+
+
+def gradients(examples, groups):
+    """(loss, gradients) of one optimizer step over the examples, cut into these micro-batches."""
+    model = tiny_student("solver")
+    micro_batches = [train.collate([examples[i] for i in group], "cpu") for group in groups]
+    loss = train.backward(model, micro_batches, train.count_learned(examples), NO_AUTOCAST, NO_SCALER)
+    return loss.item(), torch.cat([p.grad.flatten() for p in model.parameters()])
+
+
+def test_gradients_do_not_depend_on_the_size_of_the_micro_batches():
+    examples = examples_of("solver")
+    loss, whole = gradients(examples, [list(range(12))])
+    for groups in ([[i] for i in range(12)], [[0, 11], list(range(1, 9)), [9, 10]]):
+        other_loss, other = gradients(examples, groups)
+        assert math.isclose(loss, other_loss, rel_tol=1e-5)
+        assert torch.allclose(whole, other, atol=1e-6 * whole.abs().max())
+
+
+def test_one_pass_over_a_dialogue_has_the_loss_of_one_example_for_each_step():
+    # What a textbook would do: for every solution an example of its own, (all that came before) -> (that solution).
+    tokenizer, model = get_tokenizer("tiny"), tiny_student("solver").double()
+    parts, total = segments(PROBLEM, "solver"), 0
+    for k, part in enumerate(parts):
+        if part.learned:
+            alone = [type(p)(p.text, p is part) for p in parts[:k + 1]]
+            ids, targets = encode(alone, tokenizer)
+            if k < len(parts) - 1:                      # the end token belongs to the last turn only
+                targets[-1] = IGNORE
+            total += model(torch.tensor([ids]), targets=torch.tensor([targets])).item()
+    ids, targets = encode(parts, tokenizer)
+    assert math.isclose(total, model(torch.tensor([ids]), targets=torch.tensor([targets])).item(), rel_tol=1e-6)
+
+
+def test_padding_changes_nothing():
+    examples = examples_of("cot", 6)
+    model = tiny_student("cot")
+    together = model(*train.collate(examples, "cpu")[:1], targets=train.collate(examples, "cpu")[1]).item()
+    alone = sum(model(ids, targets=targets).item() for ids, targets in (train.collate([e], "cpu") for e in examples))
+    assert math.isclose(together, alone, rel_tol=1e-5)
+
+
+def test_every_process_gets_as_many_micro_batches_and_none_is_counted_twice():
+    groups = [[0], [1], [2], [3], [4]]
+    shares = [train.share(groups, rank, 3) for rank in range(3)]
+    assert [len(s) for s in shares] == [2, 2, 2]
+    assert sorted(group[0] for s in shares for group, counts in s if counts) == [0, 1, 2, 3, 4]
+
+
+def test_a_batch_in_which_nothing_is_learned_gives_no_gradient_and_no_nan():
+    model = tiny_student("solver")
+    loss = model(torch.tensor([[1, 2, 3]]), targets=torch.full((1, 3), IGNORE))
+    loss.backward()
+    assert loss.item() == 0 and all(p.grad is None or not p.grad.any() for p in model.parameters())
+
+
+def test_the_learning_rate_rises_then_falls_to_a_tenth():
+    rates = [train.learning_rate(step, 100, 1.0, 0.1) for step in range(100)]
+    assert rates[:10] == pytest.approx([(i + 1) / 10 for i in range(10)])
+    assert rates[10] == 1.0 and all(a > b for a, b in zip(rates[10:], rates[11:])) and 0.1 < rates[-1] < 0.11
+
+
+def test_examples_that_do_not_fit_are_left_out_whole_and_counted():
+    tokenizer = get_tokenizer("tiny")
+    long = Problem("long", "word " * 300, PROBLEM.steps, "7")
+    bare = Problem("bare", "How many?", [], "7")
+    examples, dropped = train.make_examples([PROBLEM, long, bare], "solver", tokenizer, 256)
+    assert len(examples) == 1 and sorted(dropped.values()) == [1, 1]
+
+
+def run(tmp_path, *flags, out="run"):
+    train.main(train.parse_args(["--role", "solver", "--limit", "40", "--steps", "12", "--batch-tokens", "512", "--evals", "3",
+                                 "--out", str(tmp_path / out), *flags]))
+    return tmp_path / out
+
+
+@pytest.fixture
+def small(monkeypatch):
+    """A `tiny` that trains in a second."""
+    monkeypatch.setitem(SIZES, "tiny", tiny_student("solver").config)
+    monkeypatch.setattr(train, "load_problems", lambda *a: load_problems(*a[:3], min(a[3] or 40, 40), *a[4:]))
+
+
+def weights(folder):
+    return torch.load(folder / "resume.pt", weights_only=True)["model"]
+
+
+def test_a_resumed_run_ends_with_the_weights_of_an_unbroken_one_bit_for_bit(tmp_path, small, monkeypatch):
+    whole = run(tmp_path, out="whole")
+    calls, backward = [], train.backward
+
+    def interrupted(*args):
+        calls.append(1)
+        if len(calls) == 7:
+            raise KeyboardInterrupt
+        return backward(*args)
+
+    monkeypatch.setattr(train, "backward", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, out="broken")
+    monkeypatch.setattr(train, "backward", backward)
+    broken = run(tmp_path, "--resume", out="broken")
+    assert all(torch.equal(a, b) for a, b in zip(weights(whole).values(), weights(broken).values()))
+    lines = [[{k: v for k, v in json.loads(line).items() if k not in ("seconds", "tokens_per_second")}
+              for line in (folder / "log.jsonl").open()] for folder in (whole, broken)]
+    assert lines[0] == lines[1]
+
+
+def test_a_run_is_never_overwritten_or_mixed_with_other_flags(tmp_path, small):
+    run(tmp_path)
+    with pytest.raises(SystemExit, match="--resume"):
+        run(tmp_path)
+    with pytest.raises(SystemExit, match="other flags: --seed 0"):
+        run(tmp_path, "--resume", "--seed", "1")
+
+
+def test_a_student_says_what_it_is_and_can_be_trained_on(tmp_path, small):
+    out = run(tmp_path)
+    model = GPT.from_pretrained(out)
+    assert model.info["role"] == "solver" and model.info["tokenizer"] == "tiny" and model.info["dataset"] == "demo"
+    assert model.info["eos_token_id"] == get_tokenizer("tiny").eot_token
+    again = run(tmp_path, "--model", str(out), out="again")
+    first = json.loads((again / "log.jsonl").open().readline())
+    fresh = json.loads((out / "log.jsonl").open().readline())
+    assert first["valid_loss"] < fresh["valid_loss"], "it goes on from what it knew"
+
+
+def test_it_learns_four_problems_by_heart(tmp_path):
+    examples, model = examples_of("unified", 4), tiny_student("unified", n_embd=64)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
+    batch = [train.collate(examples, "cpu")]
+    for _ in range(250):
+        loss = train.backward(model, batch, train.count_learned(examples), NO_AUTOCAST, NO_SCALER)
+        optimizer.step()
+        optimizer.zero_grad()
+    assert loss.item() < 0.05
+
+
+def test_a_role_without_anything_to_learn_names_the_command_that_helps(tmp_path, monkeypatch):
+    bare = [Problem("a", "How many?", [], "7")]
+    monkeypatch.setattr(train, "load_problems", lambda *a: bare)
+    with pytest.raises(SystemExit, match="python annotate.py --dataset gsm8k"):
+        train.main(train.parse_args(["--role", "solver", "--dataset", "gsm8k", "--out", str(tmp_path / "run")]))
+
+
+def test_two_processes_give_the_gradients_of_one(tmp_path, small):
+    """Through the real command: torchrun's variables, gloo, two processes with 1 micro-batch each, against one with 2."""
+    one = run(tmp_path, "--accumulate", "2", out="one")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    code = ("import sys; sys.path[:0] = sys.argv[1:3]; import gpt, train, toy;"
+            "gpt.SIZES['tiny'] = toy.tiny_student('solver').config; load = train.load_problems;"
+            "train.load_problems = lambda *a: load(*a[:3], min(a[3] or 40, 40), *a[4:]);"
+            "train.main(train.parse_args(sys.argv[3:]))")
+    flags = ["--role", "solver", "--limit", "40", "--steps", "12", "--batch-tokens", "512", "--evals", "3",
+             "--out", str(tmp_path / "two")]
+    common = os.environ | {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1"}
+    processes = [subprocess.Popen([sys.executable, "-c", code, str(ROOT), str(ROOT / "tests"), *flags],
+                                  env=common | {"RANK": str(rank), "LOCAL_RANK": str(rank)}) for rank in range(2)]
+    assert [process.wait(timeout=120) for process in processes] == [0, 0]
+    for a, b in zip(weights(one).values(), weights(tmp_path / "two").values()):
+        assert torch.allclose(a, b, atol=1e-5), (a - b).abs().max()
+
+
+def test_a_run_killed_at_a_random_moment_goes_on(tmp_path):
+    """SIGKILL, the real command, and the same command again with --resume: the student is there and whole."""
+    command = [sys.executable, str(ROOT / "train.py"), "--role", "answer", "--limit", "60", "--steps", "30", "--evals", "15",
+               "--batch-tokens", "512", "--out", str(tmp_path / "run")]
+    rng = random.Random(0)
+    for _ in range(2):
+        process = subprocess.Popen([*command, "--resume"], stdout=subprocess.DEVNULL)
+        deadline = time.time() + 60
+        while not (tmp_path / "run" / "resume.pt").exists() and time.time() < deadline:
+            time.sleep(0.02)
+        time.sleep(rng.random() / 2)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    subprocess.run([*command, "--resume"], check=True, stdout=subprocess.DEVNULL)
+    steps = [json.loads(line)["step"] for line in (tmp_path / "run" / "log.jsonl").open()]
+    assert steps == sorted(steps) and steps[-1] == 30
+    assert GPT.from_pretrained(tmp_path / "run").info["role"] == "answer"
