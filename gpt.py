@@ -38,7 +38,7 @@ class GPTConfig:  # the names are those of Hugging Face's config.json
 
 # Radford et al. (2019), table 2. `tiny` is ours: what learns most in a few minutes on two cores.
 SIZES = {
-    "tiny": GPTConfig(vocab_size=2048, n_embd=128, n_layer=4, n_head=4),
+    "tiny": GPTConfig(vocab_size=2048, n_embd=128, n_layer=4, n_head=8),
     "gpt2": GPTConfig(),
     "gpt2-medium": GPTConfig(n_embd=1024, n_layer=24, n_head=16),
     "gpt2-large": GPTConfig(n_embd=1280, n_layer=36, n_head=20),

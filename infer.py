@@ -67,16 +67,20 @@ def socratic(problem):
         text, last = yield "decomposer", read
         questions.append(text.removeprefix("Subquestion:"))
         read = []
-    # The rest of the dialogue is known but for what the solver learned to write: read up to there, then let it write.
-    read, blanks = [], replace(problem, steps=[Step(question) for question in questions], answer="")
-    for part in segments(blanks, "solver"):
-        if part.learned:
+    yield from solved(problem, [Step(question) for question in questions])
+    if not last:
+        raise Cut(f"the decomposer was stopped after {MAX_QUESTIONS} subquestions")
+
+
+def solved(problem, steps):
+    """The solver's part: it reads the dialogue up to each solution that `steps` leave open, and writes that."""
+    read = []
+    for part in segments(replace(problem, steps=steps, answer=""), "solver"):
+        if part.learned and not part.text.strip():
             yield "solver", read
             read = []
         else:
             read.append(part.text)
-    if not last:
-        raise Cut(f"the decomposer was stopped after {MAX_QUESTIONS} subquestions")
 
 
 def alone(problem, role):
@@ -113,10 +117,11 @@ class Student:
 class Job:
     """One dialogue on its way: what its student reads next, and the turn being written."""
 
-    def __init__(self, problem, method, on_text, seed):
+    def __init__(self, problem, method, script, on_text, seed, max_turn):
         self.dialogue = Dialogue(problem, method)
-        self.script = script(problem, method)
+        self.script = script
         self.on_text = on_text
+        self.max_turn = max_turn
         self.rng = random.Random(f"{seed} {problem.id} {problem.problem}")
         self.role = None                        # of the student whose turn it is; None when the dialogue is over
         self.go_on(None)
@@ -154,10 +159,10 @@ class Job:
         self.written += line
         self.feed = [token]
         self.say(line)
-        if last or newline or self.n_written >= MAX_TURN:
+        if last or newline or self.n_written >= self.max_turn:
             self.end_turn()
             if not last and not newline:
-                self.stop(f"the {self.role}'s turn did not end within {MAX_TURN} tokens")
+                self.stop(f"the {self.role}'s turn did not end within {self.max_turn} tokens")
             else:
                 self.go_on((self.written.decode(errors="replace"), last))
         elif calculator and line.endswith(b"="):
@@ -231,13 +236,15 @@ def work(student, jobs, batch_size, temperature, calculator):
 
 
 def solve(problems, students, method="socratic", batch_size=64, temperature=0.0, seed=0, calculator=True,
-          on_text=lambda *_: None):
+          on_text=lambda *_: None, scripts=None, max_turn=MAX_TURN):
     """
     Solve problems [Problem] with students {role: Student}; returns a [Dialogue], in the same order.
 
     on_text(job, speaker, kind, piece) is called for every piece (bytes) as it is written; the calculator is a speaker.
+    scripts: a generator a problem, where it is not the method's own dialogue (eval.py gives away parts of it).
     """
-    jobs = [Job(problem, method, on_text, seed) for problem in problems]
+    scripts = scripts or [script(problem, method) for problem in problems]
+    jobs = [Job(problem, method, lines, on_text, seed, max_turn) for problem, lines in zip(problems, scripts)]
     for role in METHODS[method]:
         if here := [job for job in jobs if job.role == role]:
             work(students[role], here, batch_size, temperature, calculator)

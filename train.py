@@ -47,7 +47,7 @@ def parse_args(argv=None):
     add("--resume", action="store_true", help="go on exactly where an interrupted run of the same command stopped")
     add("--epochs", type=int, help="passes over the training problems (None: 1 for demo, else 10)")
     add("--steps", type=int, help="optimizer steps, instead of --epochs")
-    add("--batch-tokens", type=int, default=4096, help="tokens of a micro-batch, padding included")
+    add("--batch-tokens", type=int, help="tokens of a micro-batch with padding (None: 1,024 from scratch, else 4,096)")
     add("--accumulate", type=int, default=1, help="micro-batches of an optimizer step, on every process")
     add("--lr", type=float, help="peak learning rate (None: 2e-3 from scratch, 1e-4 fine-tuning)")
     add("--warmup", type=float, default=0.05, help="share of the steps in which the learning rate rises to its peak")
@@ -109,11 +109,11 @@ def backward(model, micro_batches, n_learned, autocast, scaler):
 
 
 def learning_rate(step, n_steps, peak, warmup):
-    """Linear warm-up, then a cosine down to a tenth of the peak."""
+    """Linear warm-up, then a cosine down to nothing."""
     rise = max(1, int(warmup * n_steps))
     if step < rise:
         return peak * (step + 1) / rise
-    return peak * (0.55 + 0.45 * math.cos(math.pi * (step - rise) / max(1, n_steps - rise)))
+    return peak * 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1, n_steps - rise)))
 
 
 @torch.no_grad()
@@ -164,9 +164,16 @@ def main(args):
         valid, examples = examples[::20], [e for i, e in enumerate(examples) if i % 20] or examples
         say("No validation problem holds what this role learns: every twentieth training problem is held out instead.")
 
-    def groups_of(epoch):
-        return batches(examples, args.batch_tokens, random.Random(f"{args.seed}-{epoch}"))
+    batch_tokens = args.batch_tokens or (1024 if args.model == "tiny" else 4096)
 
+    def groups_of(epoch):
+        groups = batches(examples, batch_tokens, random.Random(f"{args.seed}-{epoch}"))
+        if args.model == "tiny" and epoch == 0:
+            # From scratch, begin with short dialogues: heads that copy form sooner where there is less to look through.
+            groups.sort(key=lambda group: len(examples[group[0]][0]) > short)
+        return groups
+
+    short = sorted(len(ids) for ids, _ in examples)[len(examples) // 6]
     per_step = args.accumulate * world
     steps_per_epoch = math.ceil(len(groups_of(0)) / per_step)
     n_steps = args.steps or (args.epochs or (1 if args.dataset == "demo" else 10)) * steps_per_epoch
@@ -180,7 +187,7 @@ def main(args):
     for reason, n in dropped.items():
         if n:
             say(f"{n:,} problems {reason}: left out")
-    say(f"{n_steps:,} steps of {per_step} x {args.batch_tokens:,} tokens ({n_steps / steps_per_epoch:.1f} epochs), "
+    say(f"{n_steps:,} steps of {per_step} x {batch_tokens:,} tokens ({n_steps / steps_per_epoch:.1f} epochs), "
         f"{device}, {str(dtype).removeprefix('torch.')}, {world} process{'es' * (world > 1)}\n-> {out}\n\n"
         "The first dialogue; what the student learns to write is marked:")
     first = next(p for p in data[0] if can_learn(p, args.role))
@@ -258,7 +265,7 @@ def main(args):
             record(loss=loss, lr=lr, norm=norm, tokens_per_second=speed, seconds=time.time() - start)
             window_start, window_tokens = time.time(), 0
         if step % eval_every == 0 or step == n_steps:
-            valid_loss = validate(model, valid, args.batch_tokens, device, autocast)
+            valid_loss = validate(model, valid, batch_tokens, device, autocast)
             better = valid_loss < best
             if better:
                 best, best_step = valid_loss, step
