@@ -215,10 +215,10 @@ EVENTS = [
        "{e} {items} were gone."),
       ("{x}-{z}", *LEFT)]),
     ("more-than", "items", "items of B", lambda r, x: [r.randint(2, 40)],
-     "{B} had {a} more {items} than {A}.|{B} came with {a} {items} more than {A} had.",
+     "{B} had {a} more {items} than {A}.|{B} had {a} {items} more than {A}.",
      [("{x}+{a}", "How many {items} did {B} have?", "{B} had {e} {items}.")]),
     ("fewer-than", "items", "items of B", take,
-     "{B} had {a} fewer {items} than {A}.|{B} came with {a} {items} less than {A} had.",
+     "{B} had {a} fewer {items} than {A}.|{B} had {a} {items} less than {A}.",
      [("{x}-{a}", "How many {items} did {B} have?", "{B} had {e} {items}.")]),
     ("times-as-many", "items", "items of B", lambda r, x: [r.randint(2, 4)],
      "{B} had {a} times as many {items} as {A}.|{B} had {a} times that many {items}.",
@@ -264,21 +264,24 @@ def make_story(rng, n_steps):
     people = rng.sample(GIRLS + BOYS, 6)
     boxes, gifts = rng.sample(list(BOXES), 5), rng.sample(list(GIFTS), 4)
     words = {"A": people.pop(), "items": rng.choice(list(THINGS))}
-    hero, state, kind, x, key, sentences, steps = words["A"], "start", None, 0, [], [], []
+    hero, state, kinds, x, key, sentences, steps = words["A"], "start", set(), 0, [], [], []
 
     def word(wordings):
         return rng.choice(wordings.split("|")).format(**words)
 
     while len(steps) < n_steps:
         room = n_steps - len(steps)
-        fits = [event for event in EVENTS if event[1] == state and event[0] != kind and len(event[5]) <= room
-                and (event[2] != "end" or len(event[5]) == room)]
+        fits = [event for event in EVENTS if event[1] == state and len(event[5]) <= room and event[0] not in kinds
+                and (event[2] != "end" or len(event[5]) == room) and (" of " not in event[2] or words["A"] == hero)]
+        if not fits:
+            return None
         kind, _, after, draw, says, moves = rng.choice(fits)
         if (numbers := draw(rng, x)) is None:
-            continue
+            return None
         words |= dict(zip("ab", numbers)) | {"x": x, "B": people[-1], "boxes": boxes[-1], "gifts": gifts[-1]}
         if kind == "fraction":
             words["fraction"] = FRACTIONS[numbers[0]]
+        kinds.add(kind)  # every kind once, and the story passes to somebody else once at most
         key.append(f"{kind} {numbers}")
         sentences.append(word(says))
         if kind == "have":

@@ -564,12 +564,12 @@ def main(args):
         scores = score(records, header["settings"])
         show(path, header, scores)
         write(path.with_suffix(".json"), json.dumps(header | {"scores": scores}, indent=1))
-        print(f"\npredictions: {path}, scores: {path.with_suffix('.json')}")
+        print(f"\npredictions  {path}\nscores       {path.with_suffix('.json')}")
         runs.append((path, header, records, scores))
     if len(runs) > 1:
         show_mean(runs)
     report(runs, args.report)
-    print(f"to browse: {args.report}")
+    print(f"to browse    {args.report}")
 
 
 # ---------------------------------------------------------------- the page: texts enter it as text nodes, never as HTML

@@ -45,8 +45,8 @@ def parse_args(argv=None):
     add("--cache-dir", help="where released weights are kept (None: ~/.cache/socratic)")
     add("--out", help="folder of the student (None: runs/<dataset>-<model>-<role>)")
     add("--resume", action="store_true", help="go on exactly where an interrupted run of the same command stopped")
-    add("--epochs", type=int, help="passes over the training problems (None: 1 for demo, else 10)")
-    add("--steps", type=int, help="optimizer steps, instead of --epochs")
+    add("--epochs", type=int, help="passes over the training problems (None: 10; for demo see --steps)")
+    add("--steps", type=int, help="optimizer steps, instead of --epochs (None: 4,000 for demo)")
     add("--batch-tokens", type=int, help="tokens of a micro-batch with padding (None: 1,024 from scratch, else 4,096)")
     add("--accumulate", type=int, default=1, help="micro-batches of an optimizer step, on every process")
     add("--lr", type=float, help="peak learning rate (None: 2e-3 from scratch, 1e-4 fine-tuning)")
@@ -176,7 +176,9 @@ def main(args):
     short = sorted(len(ids) for ids, _ in examples)[len(examples) // 6]
     per_step = args.accumulate * world
     steps_per_epoch = math.ceil(len(groups_of(0)) / per_step)
-    n_steps = args.steps or (args.epochs or (1 if args.dataset == "demo" else 10)) * steps_per_epoch
+    n_steps = args.steps or (args.epochs or 10) * steps_per_epoch
+    if args.dataset == "demo" and not (args.steps or args.epochs):
+        n_steps = 4000
     eval_every = max(1, math.ceil(n_steps / args.evals))
     peak = args.lr or (2e-3 if args.model == "tiny" else 1e-4)
 

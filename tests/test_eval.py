@@ -324,12 +324,12 @@ def test_the_237_are_the_two_operators_of_svamp_and_strategyqa_has_its_majority(
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
-    """A decomposer, a solver and a chain of thought with random weights strong enough to write varied text."""
+    """A decomposer and a solver with strong random weights, and a chain of thought that draws almost any token."""
     home, paths = tmp_path_factory.mktemp("students"), []
     for seed, role in enumerate(("decomposer", "solver", "cot")):
-        model = tiny_student(role, seed=seed, n_positions=160)
+        model = tiny_student(role, seed=seed, n_positions=512 if role == "cot" else 128)
         with torch.no_grad():
-            model.wte.weight *= 6
+            model.wte.weight *= 1 if role == "cot" else 6
         model.save_pretrained(home / role)
         (home / role / "log.jsonl").write_text('{"step": 10, "loss": 5.0}\n{"step": 20, "valid_loss": 4.0}\n{"step": 3')
         paths.append(str(home / role))
@@ -405,7 +405,7 @@ def test_rescoring_equals_scoring_and_needs_no_student(command, capsys, monkeypa
     assert Path("report.html").read_text() == page
     again = capsys.readouterr().out
     assert printed.endswith(again)
-    assert all(len(line) <= 88 for line in printed.splitlines() if not line.startswith("predictions: "))
+    assert all(len(line) <= 88 for line in printed.splitlines())
 
 
 def test_the_result_says_where_it_comes_from(command):
@@ -418,14 +418,17 @@ def test_the_result_says_where_it_comes_from(command):
     assert scores["accuracy"]["right (strict)"]["n"] == 2
 
 
-def test_other_flags_other_files(command):
+def test_other_flags_or_problems_other_files(command, monkeypatch):
     for flags in ([], ["--no-calculator"], ["--seed", "1"], ["--limit", "1"], ["--split", "long"], ["--no-diagnose"]):
         command("--limit", "2", *flags)
     assert len(list(Path("predictions").glob("*.jsonl"))) == 6
+    monkeypatch.setattr(script, "load_problems", lambda *_: [*make_demo("test", 1), PROBLEM])
+    command("--limit", "2")
+    assert len(list(Path("predictions").glob("*.jsonl"))) == 7
 
 
 def test_samples_depend_on_the_seed_and_the_problem_and_not_on_the_batch(command):
-    flags = ["--limit", "4", "--method", "cot", "--samples", "2", "--temperature", "6"]
+    flags = ["--limit", "4", "--method", "cot", "--samples", "2", "--temperature", "1"]
     for more in ([], ["--batch-size", "4"], ["--seed", "1"]):
         command(*flags, *more)
     samples = {}
@@ -433,7 +436,7 @@ def test_samples_depend_on_the_seed_and_the_problem_and_not_on_the_batch(command
         header, records = script.read_predictions(path)
         samples[header["settings"]["batch_size"], header["settings"]["seed"]] = [r["samples"] for r in records]
     assert samples[2, 0] == samples[4, 0] != samples[2, 1]
-    assert any(first["turns"] != second["turns"] for first, second in samples[2, 0])
+    assert all(first["turns"] != second["turns"] for first, second in samples[2, 0])
 
 
 def test_several_seeds_have_a_mean_and_a_spread(command, capsys):
