@@ -79,10 +79,29 @@ How many shells did Pia have left? ** Pia had 42-12 = 30 shells left.
 How many shells did Pia have in the end? ** Pia had 30+5 = 35 shells in the end.
 #### 35
 
-Bo had 52 coins. Then Bo lost 4 coins. Wim had 3 times as many coins as Bo. How many coins did Wim have?
-How many coins did Bo have left? ** Bo had 52-4 = 48 coins left.
-How many coins did Wim have? ** Wim had 48*3 = 144 coins.
-#### 144""",
+Dora worked for 7 hours at $6 an hour. The bus was 20 minutes late. Then Dora paid $4 each for 3 mugs. With all the \
+money Dora bought pens at $2 each. How many pens did Dora buy?
+How much money did Dora earn? ** Dora earned 6*7 = $42.
+How much did the mugs cost? ** The mugs cost 3*4 = $12.
+How much money did Dora have left? ** Dora had 42-12 = $30 left.
+How many pens did Dora buy? ** Dora bought 30/2 = 15 pens.
+#### 15
+
+Hal had 19 white eggs and 17 brown eggs. After that 6 of the eggs broke. Hal put the eggs into cartons, 5 in each. Wim \
+had 3 times as many cartons as Hal. How many cartons did Wim have?
+How many eggs did Hal have at first? ** Hal had 19+17 = 36 eggs at first.
+How many eggs did Hal have left? ** Hal had 36-6 = 30 eggs left.
+How many cartons did Hal fill? ** Hal filled 30/5 = 6 cartons.
+How many cartons did Wim have? ** Wim had 6*3 = 18 cartons.
+#### 18
+
+Every day for 6 days Bo got 9 coins. Then Bo gave 4 coins to each of 7 friends. Wim had 13 fewer coins than Bo. How \
+many coins did Wim have?
+How many coins did Bo collect? ** Bo collected 9*6 = 54 coins.
+How many coins went to the friends? ** The friends got 4*7 = 28 coins.
+How many coins did Bo have left? ** Bo had 54-28 = 26 coins left.
+How many coins did Wim have? ** Wim had 26-13 = 13 coins.
+#### 13""",
     "gsm8k": """
 A bakery sells a tray of 6 rolls for $4. On Saturday it baked 90 rolls, and a third of them burned. How much money \
 does the bakery make if it sells all the other rolls in trays?

@@ -614,4 +614,4 @@ def test_the_page_opens_in_a_browser_with_hostile_texts(tmp_path, folders):
     assert played["found"] == f"{sum('right to left' in r['problem'] for r in records)} of 1319"
     assert played["none"] == "0 of 1319" and played["nothing"] == "No dialogue fits." and played["back"] == "1319 of 1319"
     assert played["bars"] > 8 and played["curves"] == 1 and played["other"] == 2
-    assert played["scrolled"] == 0 and played["seconds"] < 5
+    assert played["scrolled"] == 0 and played["seconds"] < 30       # 0.3 on an idle machine

@@ -1,12 +1,22 @@
 """The scripts together: who imports whom, what they print, and one run from a teacher's words to a score."""
 
 import ast
+import json
 import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from fake_teacher import FakeTeacher
+from toy import tiny_student
+
+import annotate
+import eval
+import infer
+import train
+from data import load_problems, read_records, same_answer
+from gpt import SIZES
 
 ROOT = Path(__file__).resolve().parent.parent
 OURS = {"gpt", "data", "annotate", "train", "infer", "eval"}
@@ -45,3 +55,28 @@ def test_help_explains_every_flag(name):
     flags = re.findall(r"^  (--[a-z-]+).*(?:\n {10,}.*)*", out, re.MULTILINE)
     explained = re.findall(r"^  --[a-z-]+.*?(?: {2,}|\n {10,})[a-z0-9(]", out, re.MULTILINE | re.IGNORECASE)
     assert len(flags) == len(explained) > 5
+
+
+def test_from_a_teachers_words_to_a_score(tmp_path, monkeypatch, capsys):
+    """The real commands one after another, on six stories: a teacher annotates, two students learn, solve, are scored."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    monkeypatch.setitem(SIZES, "tiny", tiny_student("solver", n_embd=64, n_head=4).config)
+    problems = load_problems("demo", "train", limit=6)
+    with FakeTeacher(problems) as teacher:
+        status = annotate.main(annotate.parse_args(["--teacher", "fake", "--base-url", teacher.url, "--limit", "6"]))
+    assert not status
+    records = read_records("annotations/demo-socratic.jsonl")
+    assert [r.steps for r in records] == [p.steps for p in problems] and {r.source for r in records} == {"fake"}
+    for role in ("decomposer", "solver"):
+        train.main(train.parse_args(["--role", role, "--annotations", "annotations/demo-socratic.jsonl", "--limit", "6",
+                                     "--steps", "300", "--lr", "5e-3", "--evals", "1"]))
+    assert "6 annotations, 6 match the 6 problems" in capsys.readouterr().err
+    Path("stories.jsonl").write_text("".join(p.to_json() + "\n" for p in problems), encoding="utf-8")
+    infer.main(infer.parse_args(["--file", "stories.jsonl", "--json"]))
+    dialogues = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    n_right = sum(same_answer(d["answer"], p.answer) for d, p in zip(dialogues, problems))
+    assert n_right >= 5, "six stories should be known by heart"
+    monkeypatch.setattr(eval, "load_problems", lambda *_, **__: problems)
+    eval.main(eval.parse_args(["--split", "train", "--limit", "6"]))
+    assert f"{n_right} of 6" in capsys.readouterr().out
