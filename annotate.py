@@ -638,8 +638,8 @@ class Run:
             for cap in (self.args.max_tokens, 2 * self.args.max_tokens):
                 request = self.request(problem, sample, cap)
                 row = self.replies.get(request[0][self.key])
-                if row is None:
-                    return request, None, rejected
+                if row is None:                   # a recording may have fewer tries than we would give
+                    return None if self.args.replay and rejected else request, None, rejected
                 try:
                     return None, judge(problem, row["reply"], self.args.mode, row["teacher"]), rejected
                 except Rejected as reason:

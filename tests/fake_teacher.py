@@ -117,6 +117,12 @@ FAULTS = {
                                                   + ["A" + h.right().split("A", 1)[1]]])),
     "reasoning": lambda h: h.send(200, h.server.chat(h.right(), reasoning_content="Answer: 0", reasoning="Answer: 0")),
     "think": lambda h: h.send(200, h.server.chat(f"<think>Subquestion: ?\nAnswer: 0</think>\n{h.right()}")),
+    # What llama.cpp's server and small models were seen to do: they ask for what the problem states, forget the answer
+    # line, and a request that does not validate is called a 500.
+    "asks for what is stated": lambda h: h.send(200, h.server.chat(h.stated())),
+    "no answer line": lambda h: h.send(200, h.server.chat(h.right().rpartition("\nAnswer:")[0])),
+    "500 validation": error(500, "1 validation error:\n  {'type': 'list_type', 'loc': ('body', 'messages')}",
+                            type="internal_server_error", param=None, code=None),
     "no usage": lambda h: h.send(200, {k: v for k, v in h.server.chat(h.right()).items() if k != "usage"}),
     "half": half, "half json": half_json, "reset": reset, "late": late, "trickle": trickle,
     "max_tokens": refuses("max_tokens"), "temperature": refuses("temperature", "unsupported_value"),
@@ -150,6 +156,11 @@ class Handler(BaseHTTPRequestHandler):
 
     def right(self):
         return dialogue(self.problem(), self.server.mode) if self.problem() else "OK"
+
+    def stated(self):
+        """The right dialogue after a step that computes nothing."""
+        number = re.search(r"\d+", self.problem().problem)[0]
+        return f"Subquestion: What number comes first?\nSolution: It is {number}.\n{self.right()}"
 
     def start(self, status, length, headers):
         self.send_response(status)

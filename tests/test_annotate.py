@@ -94,6 +94,9 @@ TABLE = [  # faults of the first requests; then: how often it is asked, what com
     (["parts"], 1, KEPT, 1, 0),
     (["reasoning"], 1, KEPT, 1, 0),
     (["think"], 1, KEPT, 1, 0),
+    (["asks for what is stated"], 1, KEPT, 1, 0),      # that step is left out
+    (["no answer line"], 1, KEPT, 1, 0),               # the last solution's value stands in
+    (["500 validation"] * 99, 18, MISSING, 0, 0),      # what a 500 means is not for us to guess
     (["no usage"], 1, KEPT, 1, 0),
     (["half"], 2, KEPT, 1, 1),                         # broken off: probably billed, so it counts
     (["half json"], 2, KEPT, 1, 1),
@@ -430,6 +433,10 @@ def test_a_replay_gives_the_same_annotations_without_a_server(capsys, monkeypatc
     assert Path("again.jsonl").read_bytes() == Path("annotations/demo-socratic.jsonl").read_bytes()
     assert lines(Path("again.rejected.jsonl")) == rejected and len(kept) == 12
     assert not Path("again.replies.jsonl").exists()
+    rows = lines(Path("annotations/demo-socratic.replies.jsonl"))
+    Path("short.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows if not row.get("sample")))
+    assert annotate.main(annotate.parse_args(["--replay", "short.jsonl", "--out", "short-out.jsonl"])) == 0
+    assert len(read_records("short-out.jsonl")) == 11, "what the recording did not try again is rejected, not missing"
     monkeypatch.setitem(annotate.TASKS, "socratic", "Solve this.")
     annotate.opening.cache_clear()
     Path("again.jsonl").unlink()
@@ -482,7 +489,7 @@ def test_what_a_teacher_reads():
     problem = LEMONS
     assert make_messages(problem, "socratic", "demo")[-1]["content"] == f"Problem: {problem.problem}"
     turns = make_messages(problem, "socratic-gt", "demo")
-    assert [turn["role"] for turn in turns] == ["user", "assistant"] * 2 + ["user"]
+    assert [turn["role"] for turn in turns] == ["user", "assistant"] * 4 + ["user"]
     assert turns[-1]["content"] == f"Problem: {problem.problem}\nStep 1: Finn had 7*16 = 112 lemons at first.\n" \
                                    "Step 2: Dan had 112-38 = 74 lemons."
     assert turns[1]["content"].startswith("Subquestion 1: How many shells were in the boxes?\nSubquestion 2:")
@@ -495,7 +502,7 @@ def test_what_a_teacher_reads():
 def test_no_exemplar_is_taken_from_the_data_sets():
     stories = " ".join(problem.problem for problem in load_problems("demo", "train", limit=500))
     for text in annotate.EXEMPLARS["demo"].split("\n\n"):
-        assert not any(name in stories.split() for name in ("Pia", "Gus", "Wim", "Bo")) and read_exemplar(text).steps
+        assert not {"Pia", "Gus", "Wim", "Bo", "Dora", "Hal"} & set(stories.split()) and read_exemplar(text).steps
 
 
 # ---------------------------------------------------------------- replies as models really write them
