@@ -25,7 +25,7 @@ import os
 import random
 import re
 import sys
-from collections import Counter, defaultdict
+from collections import Counter, defaultdict, namedtuple
 from dataclasses import asdict, dataclass, field
 from fractions import Fraction
 from pathlib import Path
@@ -150,6 +150,12 @@ def divide(r, x):
     return [r.choice(fits)] if fits else None
 
 
+def divide_by_word(r, x):
+    """The same among the fractions that have a word."""
+    found = divide(r, x)
+    return found if found and found[0] in FRACTIONS else None
+
+
 def take(r, x):
     """A number below x, or None where x is too small."""
     return [r.randint(2, min(x - 1, 40))] if x > 3 else None
@@ -163,7 +169,8 @@ def take_groups(r, x):
     return [a, r.randint(2, (x - 1) // a)]
 
 
-EVENTS = [
+Event = namedtuple("Event", "kind before after draw says steps")
+EVENTS = [Event(*row) for row in [
     ("have", "start", "items", lambda r, x: [r.randint(5, 60)],
      "{A} had {a} {items}.|There were {a} {items} on {A}'s desk.|{A} owned {a} {items}.", []),
     ("boxes", "start", "items", lambda r, x: [r.randint(2, 10), r.randint(2, 12)],
@@ -209,7 +216,7 @@ EVENTS = [
     ("grow", "items", "items", lambda r, x: [r.randint(2, 4)],
      "A month later {A} had {a} times as many {items}.|By the summer {A} had {a} times that many {items}.",
      [("{x}*{a}", HAVE[0] + "|How many {items} did {A} have later?", HAVE[1])]),
-    ("fraction", "items", "items", lambda r, x: a if (a := divide(r, x)) and a[0] in FRACTIONS else None,
+    ("fraction", "items", "items", divide_by_word,
      "{A} gave {fraction} of the {items} to {B}.|Then {fraction} of the {items} got lost.",
      [("{x}/{a}", "How many {items} were gone?|How many {items} is {fraction} of {x}?",
        "{e} {items} were gone."),
@@ -256,7 +263,7 @@ EVENTS = [
     ("split", "money", "end", divide,
      "{A} shared the money equally among {a} cousins.|{a} cousins split the money evenly.",
      [("{x}/{a}", "How much money did each cousin get?", "Each cousin got {e}.")]),
-]
+]]
 
 
 def make_story(rng, n_steps):
@@ -271,8 +278,10 @@ def make_story(rng, n_steps):
 
     while len(steps) < n_steps:
         room = n_steps - len(steps)
-        fits = [event for event in EVENTS if event[1] == state and len(event[5]) <= room and event[0] not in kinds
-                and (event[2] != "end" or len(event[5]) == room) and (" of " not in event[2] or words["A"] == hero)]
+        fits = [event for event in EVENTS
+                if event.before == state and len(event.steps) <= room and event.kind not in kinds
+                and (event.after != "end" or len(event.steps) == room)
+                and (" of " not in event.after or words["A"] == hero)]
         if not fits:
             return None
         kind, _, after, draw, says, moves = rng.choice(fits)

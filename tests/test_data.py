@@ -103,7 +103,7 @@ def test_the_grammar_has_many_kinds_of_events_and_stories_use_them_all():
         if story := data.make_story(rng, rng.randint(2, 6)):
             keys.append(story[1])
     kinds = {event.split(" [")[0] for key in keys for event in key.split("; ")}
-    assert kinds == {event[0] for event in data.EVENTS} and len(kinds) >= 12
+    assert kinds == {event.kind for event in data.EVENTS} and len(kinds) >= 12
 
 
 def story_keys(split, n, monkeypatch):
