@@ -388,6 +388,9 @@ def judge(problem, reply, mode, teacher):
         known |= numbers(step.solution)
     if not kept or arithmetic and not any(RESULT.search(step.solution) for step in kept):
         raise Rejected("no calculation" if kept else "no steps")
+    if kept[-1] is not steps[-1] and steps[-1].question and problem.answer in RESULT.findall(kept[-1].solution):
+        # "So how many are left in the end?" is what the problem asks: the question of the step that found the answer.
+        kept[-1] = Step(steps[-1].question, kept[-1].solution)
     return replace(problem, steps=kept, source=teacher)
 
 

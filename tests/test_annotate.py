@@ -537,7 +537,8 @@ PLAIN = ("Subquestion: How many pens are in the boxes?\nSolution: There are 3*4 
     PLAIN.replace("?\nSolution:", "?"),                                          # the solution behind its question
     PLAIN.replace("12 pens.", "<<3*4=12>>12 pens.").replace("7 pens", "<<12-5=7>>7 pens"),
     "Subquestion: How many boxes does Ava have?\nSolution: Ava has 3 boxes.\n" + PLAIN,   # asks for what is stated
-    PLAIN.replace("\nAnswer", "\nSubquestion: So how many?\nSolution: So 7 pens are left.\nAnswer"),
+    PLAIN.replace("many pens are left", "many pens did she give").replace(        # the answer's own question comes late
+        "\nAnswer", "\nSubquestion: How many pens are left?\nSolution: So 7 pens are left.\nAnswer"),
     "<think>Answer: 9</think>" + PLAIN, "Answer: 9 maybe</think>" + PLAIN,
 ])
 def test_messy_replies_give_the_same_steps(text):
