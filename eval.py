@@ -607,10 +607,10 @@ select, input, button { font: inherit; color: inherit; background: var(--card); 
 #filters select { max-width: 14em }
 #filters { display: flex; flex-wrap: wrap; gap: 8px; align-items: center; margin: 16px 0 8px }
 #browse { display: grid; grid-template-columns: 330px 1fr; gap: 12px; height: 88vh }
-#list, #dialogue { overflow-y: auto; overflow-x: hidden }
+#list, #dialogue { overflow-y: auto; overflow-x: hidden; contain: strict }   /* a key press lays out these alone */
 #list { padding: 6px }
 #list button { display: block; width: 100%; text-align: left; border: 0; white-space: nowrap; overflow: hidden;
-  text-overflow: ellipsis; font-size: 13px }
+  text-overflow: ellipsis; font-size: 13px; content-visibility: auto; contain-intrinsic-height: 28px }
 #list button[hidden] { display: none } #list button[aria-current] { background: var(--page); font-weight: 600 }
 .right { color: var(--right) } .wrong { color: var(--wrong) } .gold { color: var(--gold) }
 .decomposer, .unified { color: var(--decomposer) } .solver, .cot, .answer { color: var(--solver) }
@@ -619,7 +619,8 @@ select, input, button { font: inherit; color: inherit; background: var(--card); 
 .text { unicode-bidi: isolate; overflow-wrap: anywhere; white-space: pre-wrap }
 .step { display: grid; grid-template-columns: 1fr 1fr; gap: 16px; padding: 8px; border-top: 1px solid var(--line) }
 .step.broke { box-shadow: inset 3px 0 var(--wrong) } .key span { margin-right: 14px }
-@media (max-width: 760px) { #browse, .step { grid-template-columns: 1fr; height: auto } #list { max-height: 30vh } }
+@media (max-width: 760px) { #browse, .step { grid-template-columns: 1fr; height: auto } #list { max-height: 30vh }
+  #list, #dialogue { contain: content } }
 </style>
 <h1>Where do the students break?</h1>
 <div class="dim" id="made"></div>

@@ -114,10 +114,11 @@ def test_a_batch_gives_what_each_problem_gives_alone(method):
     actors, problems = students(), make_demo("valid", 9)
     for actor in actors.values():
         actor.model.double()
-    alone = [solve([p], actors, method)[0] for p in problems]
-    for batch_size in (3, 9, 64):
-        together = solve(problems, actors, method, batch_size)
-        assert [d.to_json() for d in together] == [d.to_json() for d in alone]
+    for temperature in (0.0, 1.0):
+        alone = [solve([p], actors, method, temperature=temperature)[0] for p in problems]
+        for batch_size in (3, 64):
+            together = solve(problems, actors, method, batch_size, temperature)
+            assert [d.to_json() for d in together] == [d.to_json() for d in alone]
     assert len({str(d.turns) for d in alone}) > 1, "they all wrote the same: this would not notice a mix-up"
 
 

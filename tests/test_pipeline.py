@@ -79,4 +79,5 @@ def test_from_a_teachers_words_to_a_score(tmp_path, monkeypatch, capsys):
     assert n_right >= 5, "six stories should be known by heart"
     monkeypatch.setattr(eval, "load_problems", lambda *_, **__: problems)
     eval.main(eval.parse_args(["--split", "train", "--limit", "6"]))
-    assert f"{n_right} of 6" in capsys.readouterr().out
+    (scores,) = Path("predictions").glob("*.json")
+    assert f"right so far {n_right / 6:6.1%}" in capsys.readouterr().out and json.loads(scores.read_text())["n"] == 6
