@@ -352,7 +352,7 @@ def only(pattern):
     return path
 
 
-@pytest.mark.parametrize("flags", [["--limit", "5"], ["--limit", "5", "--method", "cot", "--samples", "3", "--temperature", "1"]])
+@pytest.mark.parametrize("flags", [["--limit", "5"], ["--limit", "5", "--method", "cot", "--samples", "2", "--temperature", "1"]])
 def test_a_run_killed_anywhere_and_resumed_is_the_unbroken_one(flags, command, monkeypatch):
     command(*flags)
     path = only("*.jsonl")

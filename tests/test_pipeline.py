@@ -80,4 +80,4 @@ def test_from_a_teachers_words_to_a_score(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(eval, "load_problems", lambda *_, **__: problems)
     eval.main(eval.parse_args(["--split", "train", "--limit", "6"]))
     (scores,) = Path("predictions").glob("*.json")
-    assert f"right so far {n_right / 6:6.1%}" in capsys.readouterr().out and json.loads(scores.read_text())["n"] == 6
+    assert f"right so far {n_right / 6:6.1%}" in capsys.readouterr().out and json.loads(scores.read_text())["settings"]["n"] == 6
