@@ -15,6 +15,7 @@ sent the turn back. `solve` runs many of them at once, one row of the student's 
 import argparse
 import codecs
 import json
+import os
 import random
 import re
 import sys
@@ -357,7 +358,7 @@ def parse_args(argv=None):
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
     add("--dtype", default="auto", choices=("auto", "fp32", "bf16", "fp16"), help="of weights and cache")
     args = parser.parse_args(argv)
-    if args.students and args.problem is None and not Path(args.students[-1]).is_dir():
+    if args.students and args.problem is None and not os.path.isdir(args.students[-1]):
         args.problem = args.students.pop()  # infer.py --students A B "problem": argparse takes all three for folders
     return args
 

@@ -230,8 +230,9 @@ def test_problems_come_from_a_file_or_standard_input_and_leave_as_json(folders, 
 
 
 def test_the_problem_may_stand_behind_the_students():
-    args = infer.parse_args(["--students", "tests", "Ben had 5 pens."])
-    assert args.problem == "Ben had 5 pens." and args.students == ["tests"]
+    for problem in ("Ben had 5 pens.", "Ben had 5 pens. " * 500):   # longer than a file's name may be
+        args = infer.parse_args(["--students", str(infer.HERE), problem])
+        assert args.problem == problem and args.students == [str(infer.HERE)]
 
 
 @pytest.mark.parametrize("argv, words", [
