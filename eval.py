@@ -70,6 +70,11 @@ def share(hits):
     return {"right": sum(hits), "n": len(hits), "low": low, "high": high}
 
 
+def plain(hits):
+    """The same as a text without interval: several of one dialogue are no independent draws."""
+    return f"{sum(hits)} of {len(hits)} = {sum(hits) / max(1, len(hits)):.1%}"
+
+
 def mcnemar(wins, losses):
     """
     The exact two-sided p of McNemar (1947): how often a fair coin is at least as uneven as wins to losses.
@@ -384,7 +389,7 @@ def score(records, settings):
         f"always {common}, the most frequent answer": share([same_answer(common, r["gold"]) for r in records])}}
     if settings["samples"] > 1:
         scores[f"self-consistency: the majority of {settings['samples']} samples"] = {
-            "one sample alone": share([is_right(sample, r["gold"]) for r in records for sample in r["samples"]]),
+            "one sample alone": plain([is_right(sample, r["gold"]) for r in records for sample in r["samples"]]),
             "ties, which the first drawn won": share([record["tie"] for record in records])}
     steps = sorted({record["n_steps"] for record in records})
     unit = "operator" if settings["dataset"] == "svamp" else "step"
@@ -414,7 +419,7 @@ def score(records, settings):
         "BLEU-4": f"{bleu([(' '.join(ours), ' '.join(gold)) for ours, gold in pairs]):.1f}"}
 
     calls = [call for record in records for call in record.get("calls", [])]
-    changed = share([call["alone"] != call["result"] for call in calls])
+    changed = plain([call["alone"] != call["result"] for call in calls])
     scores["the calculator"] = calls and ({  # rescued: right, and wrong when the same students compute by themselves
         "results that it changed, of all it wrote": changed,
         "right answers that it rescued": share([
@@ -475,7 +480,7 @@ def compare(path_a, path_b):
     print(f"A: {path_a}\nB: {path_b}\n{a['settings']['dataset']}/{a['settings']['split']}, {len(pairs)} problems: "
           f"A has {wins + both} right, B {losses + both}\n"
           f"wins of A {wins}, wins of B {losses}, ties {both + neither} ({both} both right, {neither} both wrong)\n"
-          f"exact McNemar p = {p:.4f}: " + ("luck alone hardly does this" if p < 0.05 else
+          f"exact McNemar p = {p:.2g}: " + ("luck alone hardly does this" if p < 0.05 else
                                             "no difference shown, luck alone does as much"))
     # The most instructive flips: the shortest problems, where one sees at a glance what went wrong.
     pairs.sort(key=lambda pair: (pair[0]["n_steps"], len(pair[0]["problem"])))
