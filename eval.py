@@ -42,7 +42,7 @@ STAGES = {"cut off": "cut off before its end",
           "arithmetic": "arithmetic: right with the calculator",
           "decomposer": "decomposer: right with gold subquestions",
           "one solution": "solver: right with one gold solution",
-          "several": "solver: several solutions are wrong",
+          "several": "solver: several turns are wrong",
           "answer": "solver: solutions right, answer wrong",
           "solver": "solver: wrong with gold subquestions",
           "unknown": "not told apart"}
