@@ -112,7 +112,6 @@ class Student:
     role: str
     model: GPT
     tokenizer: object
-    name: str = ""
 
 
 class Job:
@@ -281,7 +280,7 @@ def load_students(folders, device="auto", dtype="auto"):
     students = {}
     for role, folder in folders.items():
         model = GPT.from_pretrained(folder).to(device, dtype).eval()
-        students[role] = Student(role, model, get_tokenizer(model.info.get("tokenizer", "gpt2")), str(folder))
+        students[role] = Student(role, model, get_tokenizer(model.info.get("tokenizer", "gpt2")))
         name = folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
         about = f"{model.n_params() / 1e6:.1f} M parameters, {model.info.get('dataset', 'no data set')}"
         print(f"{role:10s} | {name} ({about})", file=sys.stderr)
