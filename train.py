@@ -46,12 +46,12 @@ def parse_args(argv=None):
     add("--out", help="folder of the student (None: runs/<dataset>-<model>-<role>)")
     add("--resume", action="store_true", help="go on exactly where an interrupted run of the same command stopped")
     add("--epochs", type=int, help="passes over the training problems (None: 10; for demo see --steps)")
-    add("--steps", type=int, help="optimizer steps, instead of --epochs (None: 4,000 for demo)")
-    add("--batch-tokens", type=int, help="tokens of a micro-batch with padding (None: 1,024 from scratch, else 4,096)")
+    add("--steps", type=int, help="optimizer steps, instead of --epochs (None: 1,800 for demo)")
+    add("--batch-tokens", type=int, help="tokens of a micro-batch with padding (None: 2,048 from scratch, else 4,096)")
     add("--accumulate", type=int, default=1, help="micro-batches of an optimizer step, on every process")
-    add("--lr", type=float, help="peak learning rate (None: 2e-3 from scratch, 1e-4 fine-tuning)")
+    add("--lr", type=float, help="peak learning rate (None: 4e-3 from scratch, 1e-4 fine-tuning)")
     add("--warmup", type=float, default=0.05, help="share of the steps in which the learning rate rises to its peak")
-    add("--weight-decay", type=float, default=0.01, help="AdamW's, on matrices only")
+    add("--weight-decay", type=float, default=0.01, help="of matrices; AdamW and Muon")
     add("--evals", type=int, default=10, help="how often to validate (and save)")
     add("--seed", type=int, default=0, help="of the initial weights and the order of the batches")
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
@@ -106,6 +106,37 @@ def backward(model, micro_batches, n_learned, autocast, scaler):
     if world > 1:
         dist.all_reduce(step_loss)
     return step_loss
+
+
+class Muon(torch.optim.Optimizer):
+    """
+    For the matrices of a model that learns from scratch (Jordan et al., 2024, https://kellerjordan.github.io/posts/muon):
+    the momentum, with all its singular values brought near 1, so that rare directions learn as fast as frequent ones.
+
+    Newton and Schulz do it with matrix products alone: their odd polynomial, five times over, lifts every singular
+    value between 0 and 1 to about 1. Scaled so that a step is as long as AdamW's and takes its learning rate (Liu et
+    al., 2025, arXiv 2502.16982, section 2.2). torch.optim.Muon does this in bfloat16: far slower on most laptops.
+    """
+
+    def __init__(self, matrices, momentum=0.95, weight_decay=0.01):
+        super().__init__(matrices, {"lr": 0.0, "momentum": momentum, "weight_decay": weight_decay})
+
+    @torch.no_grad()
+    def step(self):
+        for group in self.param_groups:
+            for p in group["params"]:
+                if not self.state[p]:
+                    self.state[p]["momentum"] = torch.zeros_like(p)
+                momentum = self.state[p]["momentum"].lerp_(p.grad, 1 - group["momentum"])
+                x = p.grad.lerp(momentum, group["momentum"])  # Nesterov: look one step ahead
+                wide = x if x.shape[0] <= x.shape[1] else x.T
+                wide = wide / (wide.norm() + 1e-7)
+                for _ in range(5):
+                    square = wide @ wide.T
+                    wide = 3.4445 * wide + (2.0315 * square @ square - 4.7750 * square) @ wide
+                x = wide if x.shape[0] <= x.shape[1] else wide.T
+                p.mul_(1 - group["lr"] * group["weight_decay"])
+                p.add_(x, alpha=-group["lr"] * 0.2 * max(p.shape)**0.5)
 
 
 def learning_rate(step, n_steps, peak, warmup):
@@ -164,12 +195,13 @@ def main(args):
         valid, examples = examples[::20], [e for i, e in enumerate(examples) if i % 20] or examples
         say("No validation problem holds what this role learns: every twentieth training problem is held out instead.")
 
-    batch_tokens = args.batch_tokens or (1024 if args.model == "tiny" else 4096)
+    from_scratch = args.model == "tiny"
+    batch_tokens = args.batch_tokens or (2048 if from_scratch else 4096)
 
     def groups_of(epoch):
         groups = batches(examples, batch_tokens, random.Random(f"{args.seed}-{epoch}"))
-        if args.model == "tiny" and epoch == 0:
-            # From scratch, begin with short dialogues: heads that copy form sooner where there is less to look through.
+        if from_scratch and epoch == 0:
+            # Begin with short dialogues: heads that copy form sooner where there is less to look through.
             groups.sort(key=lambda group: len(examples[group[0]][0]) > short)
         return groups
 
@@ -178,9 +210,9 @@ def main(args):
     steps_per_epoch = math.ceil(len(groups_of(0)) / per_step)
     n_steps = args.steps or (args.epochs or 10) * steps_per_epoch
     if args.dataset == "demo" and not (args.steps or args.epochs):
-        n_steps = 4000
+        n_steps = 1800
     eval_every = max(1, math.ceil(n_steps / args.evals))
-    peak = args.lr or (2e-3 if args.model == "tiny" else 1e-4)
+    peak = args.lr or (4e-3 if from_scratch else 1e-4)
 
     n_tokens, n_learned = sum(len(ids) for ids, _ in examples), count_learned(examples)
     padded = sum(len(group) * max(len(examples[i][0]) for i in group) for group in groups_of(0))
@@ -196,10 +228,13 @@ def main(args):
     say(show(segments(first, args.role), sys.stdout.isatty()) + "\n")
 
     model.to(device)
-    matrices = [p for p in model.parameters() if p.dim() > 1]
+    tables = [model.wte.weight, model.wpe.weight]
+    matrices = [p for p in model.h.parameters() if p.dim() > 1]
     vectors = [p for p in model.parameters() if p.dim() == 1]
-    optimizer = torch.optim.AdamW([{"params": matrices, "weight_decay": args.weight_decay},
-                                   {"params": vectors, "weight_decay": 0.0}], betas=(0.9, 0.95), fused=True)
+    optimizers = [Muon(matrices, weight_decay=args.weight_decay)] if from_scratch else []
+    optimizers.append(torch.optim.AdamW(
+        [{"params": tables if from_scratch else tables + matrices, "weight_decay": args.weight_decay},
+         {"params": vectors, "weight_decay": 0.0}], betas=(0.9, 0.95), fused=True))
     autocast = torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
     scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
     ddp = DistributedDataParallel(model) if world > 1 else model
@@ -213,7 +248,8 @@ def main(args):
             raise SystemExit(f"{out} was started with other flags: " + ", ".join(
                 f"--{k.replace('_', '-')} {v}" for k, v in saved["same"].items() if v != same.get(k)))
         model.load_state_dict(saved["model"])
-        optimizer.load_state_dict(saved["optimizer"])
+        for optimizer, state in zip(optimizers, saved["optimizers"], strict=True):
+            optimizer.load_state_dict(state)
         scaler.load_state_dict(saved["scaler"])
         step, best, best_step = saved["step"], saved["best"], saved["best_step"]
         log = [line for line in (out / "log.jsonl").read_text().splitlines() if json.loads(line)["step"] <= step]
@@ -229,8 +265,9 @@ def main(args):
 
     def save():
         if rank == 0:
-            torch.save({"same": same, "model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step,
-                        "scaler": scaler.state_dict(), "best": best, "best_step": best_step}, out / "resume.part")
+            torch.save({"same": same, "model": model.state_dict(), "scaler": scaler.state_dict(), "step": step,
+                        "optimizers": [optimizer.state_dict() for optimizer in optimizers],
+                        "best": best, "best_step": best_step}, out / "resume.part")
             (out / "resume.part").replace(out / "resume.pt")
 
     first_step, start, window_start, window_tokens = step, time.time(), time.time(), 0
@@ -248,14 +285,16 @@ def main(args):
             micro_batches.append((ids, targets if counts else torch.full_like(targets, IGNORE)))
 
         lr = learning_rate(step, n_steps, peak, args.warmup)
-        for part in optimizer.param_groups:
-            part["lr"] = lr
         loss = backward(ddp, micro_batches, n_learned, autocast, scaler)
-        scaler.unscale_(optimizer)
+        for optimizer in optimizers:
+            scaler.unscale_(optimizer)
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        scaler.step(optimizer)
+        for optimizer in optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = lr
+            scaler.step(optimizer)
+            optimizer.zero_grad()
         scaler.update()
-        optimizer.zero_grad()
         step += 1
 
         window_tokens += sum(len(examples[i][0]) for group in of_all for i in group)

@@ -89,6 +89,37 @@ def test_the_learning_rate_rises_then_falls_to_nothing():
     assert rates[10] == 1.0 and all(a > b for a, b in zip(rates[10:], rates[11:])) and 0 < rates[-1] < 0.001
 
 
+def muon_steps(kind, shape, **flags):
+    """How far three steps move a matrix, from the same gradients."""
+    rng = torch.Generator().manual_seed(0)
+    p = torch.nn.Parameter(torch.zeros(shape))
+    optimizer = kind([p], weight_decay=0.01, **flags)
+    for _ in range(3):
+        p.grad = torch.randn(shape, generator=rng) * torch.logspace(0, -3, shape[1])  # very unlike singular values
+        for group in optimizer.param_groups:
+            group["lr"] = 0.01
+        optimizer.step()
+    return p.detach()
+
+
+@pytest.mark.parametrize("shape", [(16, 48), (16, 16), (64, 16)])
+def test_muon_takes_the_steps_of_torchs_muon(shape):
+    ours, theirs = muon_steps(train.Muon, shape), muon_steps(torch.optim.Muon, shape, adjust_lr_fn="match_rms_adamw")
+    assert (ours - theirs).norm() < 0.05 * theirs.norm()  # theirs is computed in bfloat16
+
+
+def test_a_step_of_muon_is_as_long_in_every_direction_that_has_a_gradient():
+    p = torch.nn.Parameter(torch.zeros(16, 32))
+    u, _, v = torch.linalg.svd(torch.randn(16, 32), full_matrices=False)
+    p.grad = u * torch.logspace(0, -1.5, 16) @ v          # the strongest direction 30 times the weakest
+    optimizer = train.Muon([p])
+    optimizer.param_groups[0]["lr"] = 1.0
+    optimizer.step()
+    lengths = torch.diagonal(u.T @ -p.detach() @ v.T) / (0.2 * 32**0.5)
+    assert lengths.min() > 0.5 and lengths.max() < 1.3    # the polynomial's own spread
+    assert torch.allclose(-p.detach(), u * (lengths * 0.2 * 32**0.5) @ v, atol=1e-3)  # and in no other direction
+
+
 def test_examples_that_do_not_fit_are_left_out_whole_and_counted():
     tokenizer = get_tokenizer("tiny")
     long = Problem("long", "word " * 300, PROBLEM.steps, "7")
@@ -172,24 +203,33 @@ def test_a_role_without_anything_to_learn_names_the_command_that_helps(tmp_path,
         train.main(train.parse_args(["--role", "solver", "--dataset", "gsm8k", "--out", str(tmp_path / "run")]))
 
 
-def test_two_processes_give_the_gradients_of_one(tmp_path, small):
-    """Through the real command: torchrun's variables, gloo, two processes with 1 micro-batch each, against one with 2."""
-    one = run(tmp_path, "--accumulate", "2", out="one")
+def two_processes(out, *more, stop_at=None):
+    """The real command under torchrun's variables: gloo, two processes. Both fail at a step. Returns the exit codes."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
-    code = ("import sys; sys.path[:0] = sys.argv[1:3]; import gpt, train, toy;"
-            "gpt.SIZES['tiny'] = toy.tiny_student('solver').config; load = train.load_problems;"
+    code = ("import os, sys; sys.path[:0] = sys.argv[1:3]; import gpt, train, toy;"
+            "gpt.SIZES['tiny'] = toy.tiny_student('solver').config; load, rate = train.load_problems, train.learning_rate;"
             "train.load_problems = lambda *a: load(*a[:3], min(a[3] or 40, 40), *a[4:]);"
+            f"train.learning_rate = lambda step, *a: os._exit(9) if step == {stop_at} else rate(step, *a);"
             "train.main(train.parse_args(sys.argv[3:]))")
     flags = ["--role", "solver", "--limit", "40", "--steps", "12", "--batch-tokens", "512", "--evals", "3",
-             "--out", str(tmp_path / "two")]
+             "--out", str(out), *more]
     common = os.environ | {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1"}
     processes = [subprocess.Popen([sys.executable, "-c", code, str(ROOT), str(ROOT / "tests"), *flags],
                                   env=common | {"RANK": str(rank), "LOCAL_RANK": str(rank)}) for rank in range(2)]
-    assert [process.wait(timeout=120) for process in processes] == [0, 0]
+    return [process.wait(timeout=120) for process in processes]
+
+
+def test_two_processes_give_the_weights_of_one_and_go_on_bit_for_bit(tmp_path, small):
+    """One micro-batch on each of two against two on one; then the same two, stopped at step 7 and resumed."""
+    one = run(tmp_path, "--accumulate", "2", out="one")
+    assert two_processes(tmp_path / "two") == [0, 0]
     for a, b in zip(weights(one).values(), weights(tmp_path / "two").values()):
         assert torch.allclose(a, b, atol=1e-5), (a - b).abs().max()
+    assert two_processes(tmp_path / "broken", stop_at=7) == [9, 9]
+    assert two_processes(tmp_path / "broken", "--resume") == [0, 0]
+    assert all(map(torch.equal, weights(tmp_path / "two").values(), weights(tmp_path / "broken").values()))
 
 
 def test_a_run_killed_at_a_random_moment_goes_on(tmp_path):
