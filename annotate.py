@@ -290,7 +290,10 @@ PART = rf"{ATOM}{UNIT}(?:(?:\s*[-+*/×÷−–·x]\s*|(?<=%)\sof\s){ATOM}{UNIT})
 EQUATION = re.compile(rf"(?<![\w.,])(?<!\d\s)(?<![-+*/×÷−–·])(?<![-+*/×÷−–·]\s){PART}(?:\s*=\s*{PART})+", re.IGNORECASE)
 OPERATOR = re.compile(r"[\d)%][-+*/]")
 RESULT = re.compile(r"=([^<>=]+)>>")
-WORDS = {w: str(n) for n, w in enumerate("zero one two three four five six seven eight nine ten eleven twelve".split())}
+ONES = ("zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen "
+        "seventeen eighteen nineteen").split()
+TENS = "twenty thirty forty fifty sixty seventy eighty ninety".split()
+WORDS = {word: n for n, word in enumerate(ONES)} | {word: n for n, word in zip(range(20, 100, 10), TENS)}
 
 
 def expression(text):
@@ -336,9 +339,16 @@ def annotate(solution):
 
 
 def numbers(text):
-    """The numbers that a text states, in digits or, small ones, in words."""
-    words = [WORDS[word] for word in re.findall("[a-z]+", text.lower()) if word in WORDS]
-    return {calculate(number) for number in re.findall(NUMBER, text)}.union(words)
+    """
+    The numbers that a text states, in digits or, below a hundred, in words.
+
+    >>> sorted(numbers("Twenty-five of 1,000 pens, and sixteen cards."))
+    ['1000', '16', '25']
+    """
+    words = re.findall("[a-z]+(?:-[a-z]+)?", text.lower())  # twenty-five is 25
+    parts = [word.split("-") for word in words]
+    said = {str(sum(map(WORDS.get, part))) for part in parts if WORDS.keys() >= {*part}}
+    return said | {calculate(number) for number in re.findall(NUMBER, text)}
 
 
 def judge(problem, reply, mode, teacher):
