@@ -115,7 +115,7 @@ class Muon(torch.optim.Optimizer):
 
     Newton and Schulz do it with matrix products alone: their odd polynomial, five times over, lifts every singular
     value between 0 and 1 to about 1. Scaled so that a step is as long as AdamW's and takes its learning rate (Liu et
-    al., 2025, arXiv 2502.16982, section 2.2). torch.optim.Muon does this in bfloat16: far slower on most laptops.
+    al., 2025, arXiv 2502.16982, section 2.2). torch.optim.Muon does this in bfloat16, far slower on a CPU without it.
     """
 
     def __init__(self, matrices, momentum=0.95, weight_decay=0.01):
