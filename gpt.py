@@ -10,6 +10,7 @@ Shapes  B rows   T tokens   C channels   H heads   D = C // H   V vocabulary   S
         N = all new tokens of all rows, one after another
 """
 
+import ctypes
 import hashlib
 import json
 import math
@@ -48,16 +49,30 @@ SIZES = {
 
 # ---------------------------------------------------------------- the model
 
+def product(x, weight, bias=None):
+    """
+    x W^T + b of x (N, in), weight (out, in) and bias (out,): (N, out).
+
+    A few rows, as in decoding: the other way round, as (W x^T)^T, because the libraries cut work along the longer side
+    of the left matrix. And never as a matrix-vector product: one row alone reads W at half the speed of two.
+    """
+    if len(x) > 256:
+        return F.linear(x, weight, bias)
+    if len(x) == 1:
+        return product(x.repeat(2, 1), weight, bias)[:1].contiguous()
+    return (weight @ x.T if bias is None else torch.addmm(bias[:, None], weight, x.T)).T
+
+
 class Linear(nn.Module):
-    """y = x W + b with W (in, out), as OpenAI stored it (a "Conv1D"): no transposing at load time."""
+    """y = x W + b with W (in, out), as in OpenAI's files (a "Conv1D"); in memory by columns, as `product` reads it."""
 
     def __init__(self, n_in, n_out, std):
         super().__init__()
-        self.weight = nn.Parameter(torch.randn(n_in, n_out) * std)
+        self.weight = nn.Parameter((torch.randn(n_in, n_out) * std).T.contiguous().T)
         self.bias = nn.Parameter(torch.zeros(n_out))
 
     def forward(self, x):
-        return torch.addmm(self.bias, x.flatten(0, -2), self.weight).unflatten(0, x.shape[:-1])
+        return product(x.flatten(0, -2), self.weight.T, self.bias).unflatten(0, x.shape[:-1])
 
 
 class Attention(nn.Module):
@@ -70,7 +85,7 @@ class Attention(nn.Module):
         self.c_proj = Linear(C, C, (2 * config.n_layer * C)**-0.5)
 
     def forward(self, x, layer=None, cache=None):
-        qkv = self.c_attn(x).unflatten(-1, (3, self.n_head, -1))        # (B, T, 3, H, D), with a cache (N, 3, H, D)
+        qkv = self.c_attn(x).contiguous().unflatten(-1, (3, self.n_head, -1))   # (B, T, 3, H, D), with a cache (N, 3, H, D)
         if cache is None:
             q, k, v = qkv.permute(2, 0, 3, 1, 4)                        # 3 x (B, H, T, D)
             y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
@@ -155,7 +170,8 @@ class GPT(nn.Module):
 
     def read_out(self, x):
         """Logits (..., V) of the last block's output (..., C): the head is the token embedding, transposed."""
-        return F.linear(self.ln_f(x), self.wte.weight)
+        x = self.ln_f(x)
+        return product(x.flatten(0, -2), self.wte.weight).unflatten(0, x.shape[:-1])
 
     def n_params(self):
         return sum(p.numel() for p in self.parameters())
@@ -205,6 +221,14 @@ class GPT(nn.Module):
         self.load_state_dict(tensors)
 
 
+def keep_freed_memory():
+    """Linux takes large blocks back when they are freed and clears the next ones page by page: not at every step."""
+    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):
+        M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4                           # glibc's malloc.h
+        libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+        libc.mallopt(M_MMAP_MAX, 0)
+
+
 def pick_device(device, dtype):
     """(torch.device, dtype of the matrix products) of the flags --device and --dtype."""
     if device == "auto":
@@ -212,6 +236,8 @@ def pick_device(device, dtype):
     if device == "cuda" and "LOCAL_RANK" in os.environ:
         device = f"cuda:{os.environ['LOCAL_RANK']}"
     device = torch.device(device)
+    if device.type == "cpu":
+        keep_freed_memory()
     if dtype == "auto":  # bf16 is several times slower than fp32 on a CPU without matrix units for it
         dtype = "fp32" if device.type != "cuda" else "bf16" if torch.cuda.is_bf16_supported() else "fp16"
     return device, {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[dtype]
@@ -241,9 +267,12 @@ class KVCache:
         self.lengths = torch.zeros(n_rows, dtype=torch.long)
 
     def keep(self, rows):
-        """Only these rows go on, in this order."""
-        self.keys, self.values, self.last = self.keys[:, rows], self.values[:, rows], self.last[rows]
-        self.lengths = self.lengths[rows]
+        """Only these rows go on, in this order. A row that keeps its number is not copied."""
+        moved = [i for i, row in enumerate(rows) if i != row]
+        for z in (self.keys.transpose(0, 1), self.values.transpose(0, 1), self.last, self.lengths):
+            z[moved] = z[[rows[i] for i in moved]]
+        self.keys, self.values = self.keys[:, :len(rows)], self.values[:, :len(rows)]
+        self.last, self.lengths = self.last[:len(rows)], self.lengths[:len(rows)]
 
     def begin(self, counts, n_rows, n_columns):
         """Plan a call that appends counts[b] tokens to row b. Returns row, column and position of the N tokens."""
@@ -254,14 +283,18 @@ class KVCache:
         assert needed <= self.n_positions, f"{needed} tokens, but the model reads {self.n_positions}"
         capacity = self.keys.shape[3]
         if needed > capacity:                                           # half as much again, so that copies stay rare
-            grown = min(max(needed, capacity + capacity // 2), self.n_positions)
-            self.keys, self.values = (F.pad(z, (0, 0, 0, grown - capacity)) for z in (self.keys, self.values))
+            grown, used = min(needed + needed // 2, self.n_positions), int(self.lengths.max())
+            for name, old in (("keys", self.keys), ("values", self.values)):
+                new = old.new_zeros(*old.shape[:3], grown, old.shape[4])
+                new[:, :, :, :used] = old[:, :, :, :used]
+                setattr(self, name, new)
         device = self.keys.device
         row, column = (torch.arange(n_columns) < counts[:, None]).nonzero(as_tuple=True)
         position = self.lengths[row] + column
         starts = counts.cumsum(0) - counts                              # where a row's tokens begin among the N
         one = counts == 1
         self.counts, self.n_visible = counts, needed
+        self.each_one = bool(one.all())
         # Rows that append one token attend together, each looking at keys up to its own position ...
         self.one_row, self.one_token = one.nonzero()[:, 0].to(device), starts[one].to(device)
         # A row that does not take part looks at key 0: a softmax needs a key, and nobody reads what it sees.
@@ -278,6 +311,10 @@ class KVCache:
         keys, values = self.keys[layer], self.values[layer]             # (B, H, S, D)
         keys[self.row, :, self.position] = k
         values[self.row, :, self.position] = v
+        if self.each_one:                                               # as below, without gathering anything
+            return F.scaled_dot_product_attention(
+                q[:, :, None], keys[:, :, :self.n_visible], values[:, :, :self.n_visible],
+                attn_mask=self.visible)[:, :, 0]
         y = torch.empty_like(q)
         if len(self.one_row):
             queries = q.new_zeros(len(keys), *q.shape[1:])              # (B, H, D)

@@ -195,7 +195,7 @@ def pick(logits, jobs, temperature):
     if not temperature:
         return logits.argmax(-1).tolist()
     shares = (logits.float() / temperature).softmax(-1).cumsum(-1)      # (B, V)
-    draws = torch.tensor([job.rng.random() if job else 0.0 for job in jobs], device=logits.device)
+    draws = torch.tensor([job.rng.random() for job in jobs], device=logits.device)
     return torch.searchsorted(shares, draws[:, None] * shares[:, -1:]).clamp(max=logits.shape[-1] - 1)[:, 0].tolist()
 
 
@@ -216,23 +216,23 @@ def work(student, jobs, batch_size, temperature, calculator):
                 if length > model.config.n_positions:
                     job.stop(f"the dialogue outgrew the {student.role}: {model.config.n_positions:,} tokens")
                     rows[i] = None
-        active = [i for i, job in enumerate(rows) if job]
-        if not active and not waiting:
+        if None in rows:                                                # rows that are done leave the batch,
+            if waiting:
+                continue
+            n = len(rows) - rows.count(None)
+            last = [i for i in range(n, len(rows)) if rows[i]]          # ... and the last ones take their places
+            stay = [i if rows[i] else last.pop() for i in range(n)]
+            cache.keep(stay)
+            rows = [rows[i] for i in stay]
+        if not rows:
             return
-        if len(active) <= len(rows) // 2 and not waiting:               # rows that are done leave the batch
-            cache.keep(active)
-            rows = [rows[i] for i in active]
-        feeds = [job.feed if job else [] for job in rows]
-        counts = [len(feed) for feed in feeds]
-        if not any(counts):
-            continue
-        ids = torch.tensor([feed + [0] * (max(counts) - len(feed)) for feed in feeds], device=weight.device)
+        counts = [len(job.feed) for job in rows]
+        ids = torch.tensor([job.feed + [0] * (max(counts) - len(job.feed)) for job in rows], device=weight.device)
         tokens = pick(model(ids, cache, counts), rows, temperature)
         for i, job in enumerate(rows):
-            if job:
-                job.take(tokens[i], tokenizer, calculator)
-                if job.role != student.role:
-                    rows[i] = None
+            job.take(tokens[i], tokenizer, calculator)
+            if job.role != student.role:
+                rows[i] = None
 
 
 def solve(problems, students, method="socratic", batch_size=64, temperature=0.0, seed=0, calculator=True,

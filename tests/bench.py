@@ -43,7 +43,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import infer
 from data import HERE, IGNORE, Problem, batches, encode, get_tokenizer, load_problems, segments
-from gpt import GPT, SIZES, GPTConfig
+from gpt import GPT, SIZES, GPTConfig, pick_device
 from train import collate
 
 FULL = SimpleNamespace(  # product, vector: sides of the ceilings' square matrices; the next three: of a training step
@@ -277,7 +277,7 @@ def solve_dictated(problems, gold, model, tokenizer):
 
     def pick(logits, jobs, temperature, really_pick=infer.pick):
         really_pick(logits, jobs, temperature)
-        return [next_token(job) if job else 0 for job in jobs]
+        return [next_token(job) for job in jobs]
 
     with mock.patch.object(infer, "pick", pick):
         dialogues = infer.solve(problems, {role: infer.Student(role, model, tokenizer) for role in STUDENTS})
@@ -385,6 +385,7 @@ def main():
     if not HAS_TRANSFORMERS:
         print("transformers is not installed: its rows are left out")
     torch.manual_seed(0)
+    pick_device("cpu", "fp32")  # all sides get its allocator
     try:
         for when in ("before", *args.rows, "after"):
             if when in ROWS:
