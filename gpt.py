@@ -85,7 +85,8 @@ class Attention(nn.Module):
         self.c_proj = Linear(C, C, (2 * config.n_layer * C)**-0.5)
 
     def forward(self, x, layer=None, cache=None):
-        qkv = self.c_attn(x).contiguous().unflatten(-1, (3, self.n_head, -1))   # (B, T, 3, H, D), with a cache (N, 3, H, D)
+        qkv = self.c_attn(x).contiguous()
+        qkv = qkv.unflatten(-1, (3, self.n_head, -1))                   # (B, T, 3, H, D), with a cache (N, 3, H, D)
         if cache is None:
             q, k, v = qkv.permute(2, 0, 3, 1, 4)                        # 3 x (B, H, T, D)
             y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
