@@ -344,6 +344,7 @@ def cell(kind, n, repeats):
     """(seconds, MB above those of an idle process) of `tiny` at work."""
     pool, tokenizer, idle = load_problems("demo", "train", limit=300), get_tokenizer("tiny"), peak_mb()
     model = GPT(SIZES["tiny"])
+    pick_device("cpu", "fp32")
     if kind == "steps":
         steps = [step for p in pool for step in p.steps]
         problems = [Problem(p.id, p.problem, steps[i * n:(i + 1) * n], "7") for i, p in enumerate(pool[:16])]
