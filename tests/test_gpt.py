@@ -91,6 +91,17 @@ def test_nothing_learned_is_a_loss_of_zero_without_nan():
     assert all(p.grad is None or (p.grad == 0).all() for p in model.parameters())
 
 
+@pytest.mark.parametrize("n", [0, 1, 2, 7, 256, 257])
+def test_a_product_is_the_same_whichever_way_round_it_is_computed(n):
+    x, weight, bias = (torch.randn(*shape, dtype=torch.float64, requires_grad=True) for shape in ((n, 5), (3, 5), (3,)))
+    for with_bias in (True, False):
+        ours = gpt.product(x, weight, bias if with_bias else None)
+        plain = x @ weight.T + (bias if with_bias else 0)
+        assert ours.shape == (n, 3) and torch.allclose(ours, plain, rtol=1e-12, atol=1e-12)
+        for a, b in zip(torch.autograd.grad(ours.sum(), (x, weight)), torch.autograd.grad(plain.sum(), (x, weight))):
+            assert torch.allclose(a, b, rtol=1e-12, atol=1e-12)
+
+
 def test_the_released_sizes_have_their_published_numbers_of_parameters():
     published = {"gpt2": 124_439_808, "gpt2-medium": 354_823_168, "gpt2-large": 774_030_080, "gpt2-xl": 1_557_611_200}
     with torch.device("meta"):                                          # shapes without memory
