@@ -286,8 +286,8 @@ class KVCache:
         if needed > capacity:                                           # half as much again, so that copies stay rare
             grown, used = min(needed + needed // 2, self.n_positions), int(self.lengths.max())
             for name, old in (("keys", self.keys), ("values", self.values)):
-                new = old.new_zeros(*old.shape[:3], grown, old.shape[4])
-                new[:, :, :, :used] = old[:, :, :, :used]
+                new = old.new_empty(*old.shape[:3], grown, old.shape[4])
+                new[:, :, :, :used], new[:, :, :, used:] = old[:, :, :, :used], 0
                 setattr(self, name, new)
         device = self.keys.device
         row, column = (torch.arange(n_columns) < counts[:, None]).nonzero(as_tuple=True)
