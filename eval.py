@@ -599,7 +599,7 @@ h1 { font-size: 22px; margin: 4px 0 } h2 { font-size: 15px; margin: 0 0 8px }
 .card { background: var(--card); border: 1px solid var(--line); border-radius: 8px; padding: 12px 16px }
 #figures { columns: 370px; column-gap: 12px; margin: 12px 0 }
 #figures .card { break-inside: avoid; margin-bottom: 12px }
-.row { display: flex; flex-wrap: wrap; justify-content: space-between; font-size: 13px; padding: 2px 0 }
+.row { display: flex; flex-wrap: wrap; justify-content: space-between; gap: 0 1em; font-size: 13px; padding: 2px 0 }
 .row b { margin-left: auto; font-weight: 500; font-variant-numeric: tabular-nums }
 .track { position: relative; flex: 0 0 100%; height: 9px; background: var(--page); border-radius: 3px }
 .track i { position: absolute; top: 0; bottom: 0; background: var(--bar); border-radius: 3px }
