@@ -53,8 +53,8 @@ def product(x, weight, bias=None):
     """
     x W^T + b of x (N, in), weight (out, in) and bias (out,): (N, out).
 
-    A few rows, as in decoding: the other way round, as (W x^T)^T, because the libraries cut work along the longer side
-    of the left matrix. And never as a matrix-vector product: one row alone reads W at half the speed of two.
+    A few rows, as in decoding, are computed the other way round, as (W x^T)^T, and one row alone as two: the same numbers
+    sooner. With MKL on an AMD CPU, GPT-2's head took 36 ms instead of 60 for 64 rows, and 4.5 instead of 11.5 for one.
     """
     if len(x) > 256:
         return F.linear(x, weight, bias)
