@@ -43,7 +43,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import infer
 from data import HERE, IGNORE, Problem, batches, encode, get_tokenizer, load_problems, segments
-from gpt import GPT, SIZES, GPTConfig, pick_device
+from gpt import GPT, SIZES, GPTConfig, keep_freed_memory
 from train import collate
 
 FULL = SimpleNamespace(  # product, vector: sides of the ceilings' square matrices; the next three: of a training step
@@ -344,7 +344,7 @@ def cell(kind, n, repeats):
     """(seconds, MB above those of an idle process) of `tiny` at work."""
     pool, tokenizer, idle = load_problems("demo", "train", limit=300), get_tokenizer("tiny"), peak_mb()
     model = GPT(SIZES["tiny"])
-    pick_device("cpu", "fp32")
+    keep_freed_memory()
     if kind == "steps":
         steps = [step for p in pool for step in p.steps]
         problems = [Problem(p.id, p.problem, steps[i * n:(i + 1) * n], "7") for i, p in enumerate(pool[:16])]
@@ -386,7 +386,7 @@ def main():
     if not HAS_TRANSFORMERS:
         print("transformers is not installed: its rows are left out")
     torch.manual_seed(0)
-    pick_device("cpu", "fp32")  # all sides get its allocator
+    keep_freed_memory()  # for all sides
     try:
         for when in ("before", *args.rows, "after"):
             if when in ROWS:
