@@ -1,23 +1,24 @@
 """
-Score students on a test split, and see where they break.
+How well, and where does it break? Students are scored on a test split.
 
-    python eval.py                                          decomposer + solver on the demo's test split
-    python eval.py --method cot --dataset gsm8k             a chain-of-thought student on GSM8K's
-    python eval.py --samples 8 --temperature 0.7            self-consistency: the majority of eight dialogues
-    python eval.py --compare predictions/A.jsonl predictions/B.jsonl      is the difference more than luck?
-    python eval.py --rescore predictions/A.jsonl            a finished run again, without students; several get a mean
+    python eval.py                                  decomposer and solver on the demo's test split
+    python eval.py --method cot --dataset gsm8k     a chain-of-thought student on GSM8K's
+    python eval.py --samples 8                      self-consistency: the majority of 8 dialogues
+    python eval.py --compare A.jsonl B.jsonl        is the difference more than luck?
+    python eval.py --rescore A.jsonl B.jsonl        finished runs again, without students; the mean
 
 Reads   the students (see infer.py) and the problems of a split
-Writes  predictions/<name>-<key>.jsonl   the settings, then a line a dialogue, as they come. The key stands for all that
-                                         shapes them (students, problems, flags, code): the same command goes on
-                                         where it stopped, and no other one mixes in
-        predictions/<name>-<key>.json    the scores
-        report.html                      scores, training curves and every dialogue, to browse; needs no network
-Order   statistics, reading a dialogue, predictions, where it broke, scores, pairs, report, the command, the page
+Writes  predictions/<name>.jsonl    the settings, then a dialogue a line as they come. The name ends
+                                    in a key of all that shapes them (students, problems, flags,
+                                    code), so the same command goes on where it stopped
+        predictions/<name>.json     the scores
+        predictions/report.html     scores, loss curves, dialogues grouped by where they broke
+Order   statistics, predictions, where it broke, scores, the report, the command
 """
 
 import argparse
 import hashlib
+import html
 import json
 import math
 import re
@@ -25,30 +26,25 @@ import shlex
 import statistics
 import subprocess
 import sys
-import textwrap
 import time
 from collections import Counter
-from dataclasses import replace
-from functools import partial
-from itertools import zip_longest
 from pathlib import Path
 
-from data import DATASETS, HERE, Step, calculate, clean, extract_answer, load_problems, same_answer, segments
-from infer import METHODS, find_students, load_students, pick_device, solve, solved
+from data import DATASETS, HERE, Step, clean, extract_answer, load_problems, same_answer, sha256_of
+from infer import METHODS, find_students, load_students, pick_device, solve
 
-# Where a wrong answer broke: tried in this order, and the first that holds counts.
-STAGES = {"cut off": "cut off before its end",
-          "format": "format: right if read leniently",
-          "arithmetic": "arithmetic: right with the calculator",
-          "decomposer": "decomposer: right with gold subquestions",
-          "one solution": "solver: right with one gold solution",
-          "several": "solver: several turns are wrong",
-          "answer": "solver: solutions right, answer wrong",
-          "solver": "solver: wrong with gold subquestions",
-          "unknown": "not told apart"}
+SAMPLE_TEMPERATURE = 0.7    # of --samples
+STAGES = {    # where a wrong answer broke: the first one that holds
+    "cut off": "cut off before its end",
+    "format": "format: right if read leniently",
+    "arithmetic": "arithmetic: right with the calculator",
+    "decomposer": "decomposer: right with gold subquestions",
+    "answer": "answer: wrong even with gold solutions",
+    "solver": "solver: wrong with gold subquestions",
+    "unknown": "not told apart",
+}
 
-
-# ---------------------------------------------------------------- statistics
+# ------------------------------------------------------------ statistics
 
 def wilson(n_right, n, z=1.96):
     """
@@ -60,165 +56,78 @@ def wilson(n_right, n, z=1.96):
     if n == 0:
         return 0.0, 1.0
     share, width = n_right / n, z * z / n
-    middle, half = share + width / 2, z * math.sqrt(share * (1 - share) / n + width / (4 * n))
+    middle = share + width / 2
+    half = z * math.sqrt(share * (1 - share) / n + width / (4 * n))
     return max(0.0, (middle - half) / (1 + width)), min(1.0, (middle + half) / (1 + width))
 
-
-def share(hits):
-    """The share of True in a list, with its interval."""
+def count(hits):
+    """How many of the booleans are True, with the interval of their share."""
+    hits = list(hits)
     low, high = wilson(sum(hits), len(hits))
     return {"right": sum(hits), "n": len(hits), "low": low, "high": high}
 
-
-def plain(hits):
-    """The same as a text without interval: several of one dialogue are no independent draws."""
-    return f"{sum(hits)} of {len(hits)} = {sum(hits) / max(1, len(hits)):.1%}"
-
-
 def mcnemar(wins, losses):
     """
-    The exact two-sided p of McNemar (1947): how often a fair coin is at least as uneven as wins to losses.
+    The exact two-sided p of McNemar (1947): how often a fair coin is at least as uneven.
 
     >>> mcnemar(5, 0), mcnemar(3, 3)
     (0.0625, 1.0)
     """
     n = wins + losses
-    return min(1.0, 2 * sum(math.comb(n, k) for k in range(min(wins, losses) + 1)) / 2**n)
-
+    as_uneven = sum(math.comb(n, k) for k in range(min(wins, losses) + 1))
+    return min(1.0, 2 * as_uneven / 2**n)
 
 def bleu(pairs):
     """
-    BLEU-4 of [(text, gold)], in percent: Papineni et al., "BLEU" (ACL 2002). Over the whole corpus, the geometric mean
-    of the modified precisions of 1- to 4-grams, times exp(1 - gold length / length) where the texts are shorter.
-    Tokens are words and single marks, case kept; one gold text each; no smoothing.
+    BLEU-4 of [(text, gold)] in percent: Papineni et al., "BLEU" (ACL 2002). One gold text each,
+    no smoothing. The geometric mean, over the whole corpus, of the precisions of 1- to 4-grams,
+    times exp(1 - gold length / length) if the texts are shorter than gold.
 
-    >>> round(bleu([("the cat sat on the mat", "the cat sat on a mat")]), 1)      # 5/6, 3/5, 2/4, 1/3
+    >>> round(bleu([("the cat sat on the mat", "the cat sat on a mat")]), 1)    # 5/6 3/5 2/4 1/3
     53.7
     """
-    precisions = [modified_precision(pairs, n) for n in (1, 2, 3, 4)]
-    if not all(matched for matched, _ in precisions):
+    matched, written = zip(*(modified_precision(pairs, n) for n in (1, 2, 3, 4)))
+    if 0 in matched:
         return 0.0
-    length, gold = (sum(len(ngrams(pair[i], 1)) for pair in pairs) for i in (0, 1))
-    return 100 * math.exp(sum(math.log(matched / n) for matched, n in precisions) / 4 + min(0, 1 - gold / length))
-
+    mean_log = sum(math.log(m / n) for m, n in zip(matched, written)) / 4
+    gold_length = sum(len(ngrams(gold, 1)) for _, gold in pairs)
+    return 100 * math.exp(mean_log + min(0, 1 - gold_length / written[0]))
 
 def modified_precision(pairs, n):
-    """(n-grams of the texts that gold has too, none counted more often than there; all n-grams of the texts)."""
+    """(n-grams of the texts that gold has too, none counted more often than there; all of them)."""
     counts = [(Counter(ngrams(text, n)), Counter(ngrams(gold, n))) for text, gold in pairs]
-    return sum((text & gold).total() for text, gold in counts), sum(text.total() for text, _ in counts)
-
+    return sum((a & b).total() for a, b in counts), sum(a.total() for a, _ in counts)
 
 def ngrams(text, n):
     words = re.findall(r"\w+|[^\w\s]", text)
     return list(zip(*(words[i:] for i in range(n))))
 
-
 def vote(answers):
     """
-    (the most frequent answer, whether another one has as many votes): None has no vote, and of several with as many
-    the one drawn first wins.
+    (the most frequent answer, whether another one is as frequent). None has no vote; of several
+    with as many votes, the one that was drawn first wins.
 
     >>> vote(["7", None, "8", "8"]), vote(["8", "7"]), vote([None])
     (('8', False), ('8', True), (None, False))
     """
-    votes = Counter(answer for answer in answers if answer is not None).most_common()
-    return (votes[0][0], len(votes) > 1 and votes[0][1] == votes[1][1]) if votes else (None, False)
+    votes = Counter(answer for answer in answers if answer is not None).most_common(2)
+    if not votes:
+        return None, False
+    return votes[0][0], len(votes) == 2 and votes[0][1] == votes[1][1]
 
-
-# ---------------------------------------------------------------- reading a dialogue: a record of the predictions
+# ------------------------------------------------------------ predictions: a record a dialogue
 
 def texts(record, kind):
     return [turn["text"] for turn in record["turns"] if turn["kind"] == kind]
 
-
 def is_right(record, gold):
     return same_answer(record["answer"], gold)
 
-
-def lenient(record):
-    """The answer, or where none was found the last number (or yes or no) of everything that was written."""
-    written = "\n".join(turn["text"] for turn in record["turns"])
-    return record["answer"] if record["answer"] is not None else extract_answer(written, lenient=True)
-
-
-def result(solution):
-    """
-    The number that a solution comes to: what follows its last <<...>>, else what is in it, else the last number.
-
-    >>> result("3*4 = $<<3*4=12>>13."), result("It is <<3*4=12>> pens."), result("She has 12.")
-    ('13', '12', '12')
-    """
-    if equations := re.findall(r"=([^<>=]*)>>[ $]*(-?[\d.,]*\d)?", solution):
-        inside, after = equations[-1]
-        return after or inside
-    return extract_answer(solution, lenient=True)
-
-
-def first_wrong(solutions, gold_steps):
-    """The place of the first solution whose result is not gold's (or that is missing, or too many), or None."""
-    for i, (ours, step) in enumerate(zip_longest(solutions, gold_steps)):
-        gold = step and step["solution"]
-        if gold != "" and (not ours or not gold or not same_answer(result(ours), result(gold))):
-            return i
-    return None
-
-
-def broken_solution(record):
-    """The place of the first solution that is wrong although its subquestion is gold's, or None."""
-    return first_wrong(texts(record["oracles"]["gold decomposer"], "Solution"), record["gold_steps"])
-
-
-def stage(record):
-    """Where the dialogue broke: a key of STAGES, or "right"."""
-    gold, oracles = record["gold"], record.get("oracles", {})
-    helps = {name for name, dialogue in oracles.items() if is_right(dialogue, gold)}
-    if is_right(record, gold):
-        return "right"
-    if record["ended"] != "finished":
-        return "cut off"
-    if same_answer(lenient(record), gold):
-        return "format"
-    if "calculator" in helps:
-        return "arithmetic"
-    if "gold decomposer" not in oracles:
-        return "unknown"
-    if "gold decomposer" in helps:
-        return "decomposer"
-    if "one gold solution" in oracles:
-        return "one solution" if "one gold solution" in helps else "several"
-    return "answer" if all(step["solution"] for step in record["gold_steps"]) else "solver"
-
-
-# ---------------------------------------------------------------- predictions
-
-def settings(args, folders, problems):
-    """Everything that shapes the predictions, as JSON-able values."""
-    text = "\n".join(problem.to_json() for problem in problems)
-    code = b"".join((HERE / name).read_bytes() for name in ("data.py", "gpt.py", "infer.py"))
-    device, dtype = pick_device(args.device, args.dtype)
-    return {"dataset": args.dataset, "split": args.split, "n": len(problems), "problems_sha256": sha256(text.encode()),
-            "method": args.method, "students": {role: sha256((folder / "model.safetensors").read_bytes())
-                                                for role, folder in folders.items()},
-            "calculator": args.calculator, "device": device.type, "dtype": str(dtype).removeprefix("torch."),
-            "batch_size": args.batch_size, "samples": args.samples, "temperature": args.temperature,
-            "seed": args.seed, "diagnose": args.diagnose, "code_sha256": sha256(code)}
-
-
-def sha256(data):
-    return hashlib.sha256(data).hexdigest()
-
-
-def to_lines(records):
-    return "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
-
-
-def write(path, text):
-    """All of the file or nothing: to a temporary name, then renamed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    part.write_text(text, encoding="utf-8", newline="\n")
-    part.replace(path)
-
+def read_leniently(record):
+    """The answer, or if none was found the last number (or yes or no) of all that was written."""
+    if record["answer"] is not None:
+        return record["answer"]
+    return extract_answer("\n".join(turn["text"] for turn in record["turns"]), lenient=True)
 
 def read_predictions(path):
     """(header, records) of a file; a last line that a kill tore is left out."""
@@ -231,305 +140,349 @@ def read_predictions(path):
         except ValueError as error:
             raise SystemExit(f"{path}:{n}: {error}") from None
     if not lines or "settings" not in lines[0]:
-        raise SystemExit(f"{path}:1: the first line should hold the settings. Is this a file of predictions?")
+        raise SystemExit(f"{path}:1: the first line should hold the settings. "
+                         "Is this a file of predictions?")
     return lines[0], lines[1:]
 
+def to_lines(records):
+    return "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+
+def replace_text(path, text):
+    """Write the whole file or nothing: to a temporary name, then renamed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(path.name + ".part")
+    part.write_text(text, encoding="utf-8", errors="replace", newline="\n")
+    part.replace(path)
+
+def make_header(args, folders, problems):
+    """`settings`: all that shapes the predictions. `made`: where they come from."""
+    device, dtype = pick_device(args.device, args.dtype)
+    flags = ("dataset", "split", "method", "calculator", "samples", "diagnose", "batch_size")
+    settings = {flag: getattr(args, flag) for flag in flags} | {
+        "n": len(problems), "problems_sha256": sha256(problem.to_json() for problem in problems),
+        "students": {role: sha256_of(f / "model.safetensors") for role, f in folders.items()},
+        "code_sha256": sha256(sha256_of(HERE / name) for name in ("data.py", "gpt.py", "infer.py")),
+        "device": device.type, "dtype": str(dtype).removeprefix("torch.")}
+    git = subprocess.run("git describe --always --dirty", shell=True, cwd=HERE, text=True,
+                         capture_output=True)
+    made = {"commit": git.stdout.strip() or None,
+            "command": shlex.join(["python", "eval.py", *sys.argv[1:]]),
+            "students": {role: str(folder) for role, folder in folders.items()}}
+    return {"settings": settings, "made": made}
+
+def sha256(texts):
+    return hashlib.sha256("\n".join(texts).encode()).hexdigest()
 
 def predict(args):
-    """Solve the problems in batches and append the dialogues to a file as they come; returns its path."""
+    """Solve the problems in batches; the dialogues go to a file as they come. Returns its path."""
     problems = load_problems(args.dataset, args.split, args.data_dir, args.limit)
     folders = find_students(args.method, args.students, args.dataset, args.model)
-    shape = settings(args, folders, problems)
-    key = sha256(json.dumps(shape, sort_keys=True).encode())[:8]
-    path = Path(args.out) / f"{args.dataset}-{args.split}-{args.method}-{key}.jsonl"
-    if not path.exists():
-        write(path, to_lines([{"settings": shape, "made": {
-            "commit": commit(), "command": shlex.join(["python", "eval.py", *sys.argv[1:]]),
-            "students": {role: str(folder) for role, folder in folders.items()}}}]))
-    header, records = read_predictions(path)
-    if len(records) == len(problems):
-        return path
-    # A batch that a kill tore is done again as a whole: in low precision a dialogue can depend on its company.
+    header, records = make_header(args, folders, problems), []
+    key = sha256([json.dumps(header["settings"], sort_keys=True)])[:8]
+    path = args.out / f"{args.dataset}-{args.split}-{args.method}-{key}.jsonl"
+    if path.exists():
+        header, records = read_predictions(path)
+        if len(records) == len(problems):
+            return path
+    # A batch that a kill tore is done again as a whole.
     del records[len(records) // args.batch_size * args.batch_size:]
-    write(path, to_lines([header, *records]))
+    replace_text(path, to_lines([header, *records]))
     students = load_students(folders, args.device, args.dtype)
-    start, first = time.time(), len(records)
-    with open(path, "ab") as file:
-        for at in range(first, len(problems), args.batch_size):
+    start, n_first = time.time(), len(records)
+    with open(path, "a", encoding="utf-8", newline="\n") as file:
+        for at in range(n_first, len(problems), args.batch_size):
             batch = solve_batch(args, problems[at:at + args.batch_size], students)
-            file.write(to_lines(batch).encode())
+            file.write(to_lines(batch))
             file.flush()
             records += batch
             n_right = sum(is_right(record, record["gold"]) for record in records)
-            speed = (len(records) - first) / (time.time() - start)
+            speed = (len(records) - n_first) / (time.time() - start)
             left = int((len(problems) - len(records)) / speed)
-            print(f"{len(records):5d}/{len(problems)} problems | right so far {n_right / len(records):6.1%} | "
-                  f"{speed:5.1f} problems/s | {left // 60}:{left % 60:02d} left", flush=True)
+            print(f"{len(records):5d}/{len(problems)} problems | right so far "
+                  f"{n_right / len(records):6.1%} | {speed:5.1f} problems/s | "
+                  f"{left // 60}:{left % 60:02d} left", flush=True)
     return path
 
-
-def commit():
-    """The repository's, with "-dirty" where files differ from it; None where there is no git."""
-    return subprocess.run("git describe --always --dirty", shell=True, cwd=HERE, capture_output=True,
-                          text=True).stdout.strip() or None
-
-
 def solve_batch(args, problems, students):
-    """A record a problem: its dialogue, and all that is needed to score it again without a student."""
-    run = partial(solve, students=students, method=args.method, batch_size=args.batch_size,
-                  temperature=args.temperature, seed=args.seed, calculator=args.calculator)
+    """A record a problem: its dialogue, and all that is needed to score it without a student."""
+    def run(problems, **changes):
+        options = {"calculator": args.calculator} | changes
+        return [dialogue.to_json() for dialogue in solve(
+            problems, students, args.method, args.batch_size, **options)]
+
     if args.samples > 1:
-        draws = [run(problems, seed=f"{args.seed}.{k}") for k in range(args.samples)]
-        records = [elect([dialogue.to_json() for dialogue in samples]) for samples in zip(*draws)]
+        draws = [run(problems, seed=k, temperature=SAMPLE_TEMPERATURE)
+                 for k in range(args.samples)]
+        records = [elect(samples) for samples in zip(*draws)]
     else:
-        records = [dialogue.to_json() for dialogue in run(problems)]
+        records = run(problems)
     for record, problem in zip(records, problems):
         # SVAMP has no steps, but a formula: as many steps as it has operators.
-        n_steps = len(problem.steps) or len(re.findall(r" [-+*/] ", " ".join(problem.evidence[:1])))
-        record |= {"gold": problem.answer, "gold_steps": [vars(step) for step in problem.steps], "n_steps": n_steps}
+        n_operators = len(re.findall(r" [-+*/] ", " ".join(problem.evidence[:1])))
+        record |= {"gold": problem.answer, "gold_steps": [vars(step) for step in problem.steps],
+                   "n_steps": len(problem.steps) or n_operators}
     if args.diagnose and args.samples == 1:
         diagnose(args, records, problems, run)
     return records
 
-
 def elect(samples):
-    """One record of several: the first dialogue that has the elected answer, and all of them beside it."""
-    answer, tie = vote([sample["answer"] for sample in samples])
+    """The first of several dialogues that has the elected answer, with all of them beside it."""
+    answer, is_tie = vote([sample["answer"] for sample in samples])
     chosen = next(sample for sample in samples if sample["answer"] == answer)
-    return chosen | {"samples": [brief(sample) for sample in samples], "tie": tie}
+    return chosen | {"samples": list(samples), "tie": is_tie}
 
-
-def brief(record):
-    return {key: record[key] for key in ("turns", "answer", "ended")}
-
-
-# ---------------------------------------------------------------- where did it break? Put one thing right, solve again
+# ------------------------------------------------------------ where did it break?
 
 def diagnose(args, records, problems, run):
     """
-    Adds to each record `calls`, those of the calculator, and `oracles`, its dialogues with one thing put right:
+    Solve again with one thing changed. Adds to each record its `oracles` {name: dialogue}:
 
-    calculator         for wrong answers without the calculator: with it
-    no calculator      for right answers that the calculator had a hand in: without it
-    gold decomposer    gold subquestions; the solver writes the rest
-    gold solver        the decomposer's subquestions, if as many as gold's, and gold solutions; the solver answers
-    one gold solution  gold subquestions, and gold solutions up to the first one that was wrong; the solver goes on
+    calculator          on, for a wrong answer without it; off, for a right answer with it
+    gold subquestions   the solver writes the rest
+    gold solutions      to the decomposer's subquestions, if they are as many as gold's; the solver
+                        writes the answer alone
     """
-    rows = list(zip(records, problems))
-    watch_calculator(args, rows, run)
+    def again(name, chosen, given=None, **changes):
+        if chosen:
+            dialogues = run([problem for _, problem in chosen], given=given, **changes)
+            for (record, _), dialogue in zip(chosen, dialogues):
+                record["oracles"][name] = dialogue
 
-    def again(name, rows, steps=None, **options):
-        scripts = [solved(problem, steps(record, problem)) for record, problem in rows] if steps else None
-        for (record, _), dialogue in zip(rows, run([problem for _, problem in rows], scripts=scripts, **options)):
-            record["oracles"][name] = brief(dialogue.to_json())
-
-    def wrong(dialogue, problem):
-        return not is_right(dialogue, problem.answer)
-
-    miscalculated = [(r, p) for r, p in rows if any(call["result"] != call["alone"] for call in r["calls"])]
-    if args.calculator:
-        again("no calculator", [(r, p) for r, p in miscalculated if not wrong(r, p)], calculator=False)
-    else:
-        again("calculator", [(r, p) for r, p in miscalculated if wrong(r, p)], calculator=True)
+    pairs = list(zip(records, problems))
+    for record in records:
+        record["oracles"] = {}
+    again("calculator", [(r, p) for r, p in pairs if is_right(r, p.answer) == args.calculator],
+          calculator=not args.calculator)
     if args.method != "socratic":
         return
-    rows = [(r, p) for r, p in rows if p.steps and all(step.question for step in p.steps)]
-    again("gold decomposer", rows, lambda r, p: [Step(step.question) for step in p.steps])
-    rows = [(r, p) for r, p in rows if all(step.solution for step in p.steps)]
-    again("gold solver", [(r, p) for r, p in rows if len(texts(r, "Subquestion")) == len(p.steps)],
-          lambda r, p: [Step(ours, step.solution) for ours, step in zip(texts(r, "Subquestion"), p.steps)])
-    again("one gold solution", [(r, p) for r, p in rows if broken_solution(r) is not None
-                                and wrong(r, p) and wrong(r["oracles"]["gold decomposer"], p)],
-          lambda r, p: [Step(step.question, step.solution if i <= broken_solution(r) else "")
-                        for i, step in enumerate(p.steps)])
+    asked = [(r, p) for r, p in pairs if p.steps and all(step.question for step in p.steps)]
+    again("gold subquestions", asked,
+          given=[[Step(step.question) for step in p.steps] for _, p in asked])
+    solved = [(r, p) for r, p in asked if all(step.solution for step in p.steps)
+              and len(texts(r, "Subquestion")) == len(p.steps)]
+    given = []
+    for record, problem in solved:
+        steps = zip(texts(record, "Subquestion"), problem.steps)
+        given.append([Step(question, step.solution) for question, step in steps])
+    again("gold solutions", solved, given=given)
 
+def stage(record):
+    """Where the dialogue broke: a key of STAGES, or "right"."""
+    gold, oracles = record["gold"], record.get("oracles", {})
+    if is_right(record, gold):
+        return "right"
+    if record["ended"] != "finished":
+        return "cut off"
+    if same_answer(read_leniently(record), gold):
+        return "format"
+    right_with = {name for name, dialogue in oracles.items() if is_right(dialogue, gold)}
+    if "calculator" in right_with:
+        return "arithmetic"
+    if "gold subquestions" not in oracles:
+        return "unknown"
+    if "gold subquestions" in right_with:
+        return "decomposer"
+    if "gold solutions" in oracles and "gold solutions" not in right_with:
+        return "answer"
+    return "solver"
 
-def watch_calculator(args, rows, run):
-    """
-    `calls` of each record: for every <<expression=...>> that can be computed, the place of its solution, the
-    expression, its result, and what the student writes there `alone` (its likeliest tokens).
-    """
-    role, calls = METHODS[args.method][-1], []
-    for record, problem in rows:
-        record |= {"calls": [], "oracles": {}}
-        steps = zip_longest(texts(record, "Subquestion"), texts(record, "Solution"), fillvalue="")
-        parts = segments(replace(problem, steps=[Step(*step) for step in steps], evidence=[]), role)
-        places = [at for at, part in enumerate(parts) if at and parts[at - 1].text == "Solution:"]
-        for i, at in enumerate(places):
-            for found in re.finditer(r"<<([^<>=]*)=([^<>]*)>>", parts[at].text):
-                if (value := calculate(found[1])) is not None:
-                    call = {"solution": i, "expression": found[1], "result": value, "alone": found[2]}
-                    record["calls"].append(call)
-                    read = [*(part.text for part in parts[:at]), parts[at].text[:found.start(2)]]
-                    calls.append((call, problem, one_turn(role, read)))
-    if args.calculator and calls:
-        calls, problems, scripts = zip(*calls)
-        dialogues = run(problems, scripts=scripts, calculator=False, temperature=0,
-                        max_turn=max(len(call["result"]) for call in calls) + 3)
-        for call, dialogue in zip(calls, dialogues):
-            call["alone"] = "".join(turn.text for turn in dialogue.turns).partition(">>")[0]
-
-
-def one_turn(role, read):
-    """A dialogue of one turn: the student reads something and writes on."""
-    yield role, read
-
-
-# ---------------------------------------------------------------- scores: {section: {row: a share, or a text}}
+# ------------------------------------------------------------ scores: {section: {row: figure}}
 
 def score(records, settings):
     """All figures of a run, from its predictions alone."""
-    right = [is_right(record, record["gold"]) for record in records]
+    unit = "operators" if settings["dataset"] == "svamp" else "steps"
+    sections = {"accuracy": score_answers(records),
+                f"right (strict), by number of {unit}": score_by_steps(records, unit),
+                "where wrong answers broke": score_stages(records),
+                "right (strict), with one thing changed": score_oracles(records, settings),
+                "subquestions against gold": score_subquestions(records)}
+    return {name: rows for name, rows in sections.items() if rows}
+
+def score_answers(records):
     common, _ = vote([record["gold"] for record in records])
-    found = [record["answer"] is not None for record in records]
-    scores = {"accuracy": {
-        "right (strict)": share(right),
-        "right (lenient)": share([same_answer(lenient(record), record["gold"]) for record in records]),
-        "an answer was found": share(found),
-        f"always {common}, the most frequent answer": share([same_answer(common, r["gold"]) for r in records])}}
-    if settings["samples"] > 1:
-        scores[f"self-consistency: the majority of {settings['samples']} samples"] = {
-            "one sample alone": plain([is_right(sample, r["gold"]) for r in records for sample in r["samples"]]),
-            "ties, which the first drawn won": share([record["tie"] for record in records])}
-    steps = sorted({record["n_steps"] for record in records})
-    unit = "operator" if settings["dataset"] == "svamp" else "step"
-    scores[f"right (strict), by number of {unit}s"] = {f"{k} {unit}{'s' * (k != 1)}": share(
-        [yes for record, yes in zip(records, right) if record["n_steps"] == k]) for k in steps}
+    rows = {"right (strict)": count(is_right(r, r["gold"]) for r in records),
+            "right (lenient)": count(same_answer(read_leniently(r), r["gold"]) for r in records),
+            "an answer was found": count(r["answer"] is not None for r in records),
+            f"always {common}, the most frequent": count(same_answer(common, r["gold"])
+                                                         for r in records)}
+    samples = [is_right(sample, r["gold"]) for r in records for sample in r.get("samples", [])]
+    if samples:    # no interval: several dialogues of one problem are not independent draws
+        rows["one sample alone"] = f"{sum(samples)} of {len(samples)}"
+        rows["ties, which the first drawn won"] = count(r["tie"] for r in records)
+    return rows
 
-    broke = [stage(record) for record in records]
-    rows = scores["where wrong answers broke"] = {}
-    for name in [name for name in STAGES if name in broke]:
-        rows[STAGES[name]] = share([of == name for of in broke if of != "right"]) | {"by_steps": {
-            str(k): sum(of == name and record["n_steps"] == k for of, record in zip(broke, records)) for k in steps}}
-    which = Counter(broken_solution(r) + 1 for of, r in zip(broke, records) if of in ("one solution", "several"))
-    if which:
-        rows["first wrong solution"] = ", ".join(f"{k}: {which[k]}" for k in sorted(which))
-    asked = [record for record in records if "gold decomposer" in record.get("oracles", {})]
+def score_by_steps(records, unit):
+    return {f"{n} {unit}": count(is_right(r, r["gold"]) for r in records if r["n_steps"] == n)
+            for n in sorted({record["n_steps"] for record in records})}
+
+def score_stages(records):
+    broke = [place for place in map(stage, records) if place != "right"]
+    return {text: count(place == name for place in broke)
+            for name, text in STAGES.items() if name in broke}
+
+def score_oracles(records, settings):
+    """Right answers with one thing changed, of the problems for which gold has that thing."""
+    def right_with(name, chosen):
+        # The calculator is changed only where that can matter. Gold solutions fit only as many
+        # subquestions; with another number the answer counts as wrong.
+        missing = {"answer": None}
+        return count(is_right(r["oracles"].get(name, r if name == "calculator" else missing),
+                              r["gold"]) for r in chosen)
+
+    records = [record for record in records if "oracles" in record]
+    asked = [record for record in records if "gold subquestions" in record["oracles"]]
     full = [record for record in asked if all(step["solution"] for step in record["gold_steps"])]
-    scores["right (strict), with a part of gold"] = {  # where counts differ the gold solver is wrong
-        name: share([name in r["oracles"] and is_right(r["oracles"][name], r["gold"]) for r in rows])
-        for name, rows in (("gold decomposer", asked), ("gold solver", full)) if rows}
+    switched = f"calculator {'off' if settings['calculator'] else 'on'}"
+    rows = {switched: right_with("calculator", records),
+            "gold subquestions": right_with("gold subquestions", asked),
+            "gold solutions": right_with("gold solutions", full)}
+    return {name: row for name, row in rows.items() if row["n"]}
 
-    pairs = [([clean(text) for text in texts(r, "Subquestion")], [clean(step["question"]) for step in r["gold_steps"]])
-             for r in records]
-    pairs = [(ours, gold) for ours, gold in pairs if ours and gold and all(gold)]
-    scores["subquestions against gold"] = pairs and {
-        "as many as gold": share([len(ours) == len(gold) for ours, gold in pairs]),
-        "word for word gold": share([ours == gold for ours, gold in pairs]),
+def score_subquestions(records):
+    pairs = []
+    for record in records:
+        ours = [clean(text) for text in texts(record, "Subquestion")]
+        gold = [clean(step["question"]) for step in record["gold_steps"]]
+        if ours and gold and all(gold):
+            pairs.append((ours, gold))
+    return pairs and {
+        "as many as gold": count(len(ours) == len(gold) for ours, gold in pairs),
+        "word for word gold": count(ours == gold for ours, gold in pairs),
         "BLEU-4": f"{bleu([(' '.join(ours), ' '.join(gold)) for ours, gold in pairs]):.1f}"}
 
-    calls = [call for record in records for call in record.get("calls", [])]
-    changed = plain([call["alone"] != call["result"] for call in calls])
-    scores["the calculator"] = calls and ({  # rescued: right, and wrong when the same students compute by themselves
-        "results that it changed, of all it wrote": changed,
-        "right answers that it rescued": share([
-            "no calculator" in r["oracles"] and not is_right(r["oracles"]["no calculator"], r["gold"])
-            for r, yes in zip(records, right) if yes])} if settings["calculator"] else {
-        "off: it would change the result": changed})
-    return {section: rows for section, rows in scores.items() if rows}
+def table_rows(rows):
+    """[(label, number, interval, row)] of a section, as the screen and the page print them."""
+    for label, row in rows.items():
+        if isinstance(row, str):
+            yield label, row, "", None
+        else:
+            percent = f"{row['right'] / max(1, row['n']):.1%}"
+            yield (label, f"{row['right']:,} of {row['n']:,} = {percent:>6s}",
+                   f"{row['low']:.1%} to {row['high']:.1%}", row)
 
-
-def show(name, header, scores):
+def show(header, scores):
     """A run's scores on the screen."""
-    of = header["settings"]
-    print(f"\n{of['method']} on {of['dataset']}/{of['split']}: {of['n']} problems, sha256 {of['problems_sha256'][:12]}")
+    settings = header["settings"]
+    print(f"\n{settings['method']} on {settings['dataset']}/{settings['split']}: {settings['n']} "
+          f"problems, sha256 {settings['problems_sha256'][:12]}")
     for section, rows in scores.items():
-        columns = next((row["by_steps"] for row in rows.values() if "by_steps" in row), None)
-        print(f"\n{section:48s} steps: " + "".join(f"{k:>4s}" for k in columns) if columns else
-              f"\n{section:68s}95 % interval")
-        for label, row in rows.items():
-            if isinstance(row, str):
-                print(f"  {label:40s} {row:>5s}")
-                continue
-            percent = f"{row['right'] / max(1, row['n']):6.1%}"
-            print(f"  {label:40s} {row['right']:5d}" + (
-                f" {percent} {''.join(f'{n:4d}' for n in row['by_steps'].values())}" if columns else
-                f"/{row['n']:<5d} {percent}     {row['low']:6.1%} to {row['high']:6.1%}"))
-
+        print(f"\n{section:64s} 95 % interval")
+        for label, number, interval, _ in table_rows(rows):
+            print(f"  {label:40s} {number:>22s}  {interval:>17s}".rstrip())
 
 def show_mean(runs):
-    """Mean and spread of runs that differ in their students or seed only."""
+    """Mean and spread of runs that differ in their students only."""
     every = [header["settings"] for _, header, _, _ in runs]
-    others = {key for one in every for key in one if one[key] != every[0].get(key)} - {"students", "seed"}
-    if others:
-        print(f"\nno mean of these {len(runs)} runs, they differ in: {', '.join(sorted(others))}")
+    differ = {key for one in every for key in one if one[key] != every[0].get(key)} - {"students"}
+    if differ:
+        print(f"\nno mean of these {len(runs)} runs, they differ in: {', '.join(sorted(differ))}")
         return
     rows = [scores["accuracy"]["right (strict)"] for _, _, _, scores in runs]
     points = [100 * row["right"] / max(1, row["n"]) for row in rows]
-    print(f"\n{len(runs)} runs: right (strict) {statistics.mean(points):.1f} % on average, standard deviation "
-          f"{statistics.stdev(points):.1f}, from {min(points):.1f} to {max(points):.1f}")
-
-
-# ---------------------------------------------------------------- pairs
+    mean, spread = statistics.mean(points), statistics.stdev(points)
+    print(f"\n{len(runs)} runs: right (strict) {mean:.1f} % on average, standard deviation "
+          f"{spread:.1f}, from {min(points):.1f} to {max(points):.1f}")
 
 def compare(path_a, path_b):
-    """Two runs on the same problems: who is right where the other is wrong, and whether luck explains it."""
+    """Two runs on the same problems: who is right where the other is wrong; is it luck?"""
     (a, records_a), (b, records_b) = read_predictions(path_a), read_predictions(path_b)
     for key in ("dataset", "split", "n", "problems_sha256"):
         if a["settings"][key] != b["settings"][key]:
-            raise SystemExit(f"These runs are not of the same problems. {key}:\n  {a['settings'][key]}  {path_a}\n"
-                             f"  {b['settings'][key]}  {path_b}")
+            raise SystemExit(f"These runs are not of the same problems. {key}:\n"
+                             f"  {a['settings'][key]}  {path_a}\n  {b['settings'][key]}  {path_b}")
     for path, header, records in ((path_a, a, records_a), (path_b, b, records_b)):
         if len(records) != header["settings"]["n"]:
             raise SystemExit(f"{path} holds {len(records)} of {header['settings']['n']} problems. "
                              f"Go on with:\n  {header['made']['command']}")
-    pairs = [(x, y, is_right(x, x["gold"]), is_right(y, y["gold"])) for x, y in zip(records_a, records_b)]
-    tally = Counter((x_right, y_right) for _, _, x_right, y_right in pairs)
-    wins, losses, both, neither = (tally[key] for key in ((1, 0), (0, 1), (1, 1), (0, 0)))
-    p = mcnemar(wins, losses)
-    print(f"A: {path_a}\nB: {path_b}\n{a['settings']['dataset']}/{a['settings']['split']}, {len(pairs)} problems: "
-          f"A has {wins + both} right, B {losses + both}\n"
-          f"wins of A {wins}, wins of B {losses}, ties {both + neither} ({both} both right, {neither} both wrong)\n"
+    pairs = [(x, is_right(x, x["gold"]), is_right(y, y["gold"]))
+             for x, y in zip(records_a, records_b)]
+    only_a = [x for x, a_right, b_right in pairs if a_right and not b_right]
+    only_b = [x for x, a_right, b_right in pairs if b_right and not a_right]
+    n_both = sum(a_right and b_right for _, a_right, b_right in pairs)
+    p = mcnemar(len(only_a), len(only_b))
+    print(f"A: {path_a}\nB: {path_b}\n{a['settings']['dataset']}/{a['settings']['split']}, "
+          f"{len(pairs)} problems: A has {n_both + len(only_a)} right, B {n_both + len(only_b)}\n"
+          f"wins of A {len(only_a)}, wins of B {len(only_b)}, both right {n_both}\n"
           f"exact McNemar p = {p:.2g}: " + ("luck alone hardly does this" if p < 0.05 else
                                             "no difference shown, luck alone does as much"))
-    # The most instructive flips: the shortest problems, where one sees at a glance what went wrong.
-    pairs.sort(key=lambda pair: (pair[0]["n_steps"], len(pair[0]["problem"])))
-    for name, wanted in (("A", (True, False)), ("B", (False, True))):
-        for x, y in [pair[:2] for pair in pairs if pair[2:] == wanted][:3]:
-            print(f"\nonly {name} is right: {x['id']}, gold {x['gold']}")
-            print(textwrap.fill(x["problem"], 86, initial_indent="  ", subsequent_indent="  "))
-            results = ([turn for turn in record["turns"] if turn["kind"] != "Subquestion"] for record in (x, y))
-            turns = list(zip_longest(*results, fillvalue={"kind": "end", "text": ""}))
-            differ = [pair for pair in turns if result(pair[0]["text"]) != result(pair[1]["text"])] or turns
-            for letter, turn in zip("AB", *differ[:1]):
-                print("  " + textwrap.shorten(f"{letter} | {turn['kind']}: {turn['text']}", 86, placeholder=" ..."))
+    for name, flips in (("A", only_a), ("B", only_b)):
+        for record in sorted(flips, key=lambda record: len(record["problem"]))[:3]:
+            print(f"only {name} is right: {record['id']}: {record['problem']}"[:85] + "...")
 
+# ------------------------------------------------------------ the report, a static page
 
-# ---------------------------------------------------------------- the report
+STYLE = """
+body { max-width: 60em; margin: 1em auto; padding: 0 1em; font: 15px/1.5 system-ui, sans-serif }
+td { padding: 0 .8em 0 0; white-space: nowrap } th { text-align: left; padding-top: 1em }
+.track { width: 16em; height: .7em; background: #eee; position: relative }
+.track i { position: absolute; height: 100%; background: #9cc3e6 }
+.track b { position: absolute; height: 100%; width: 2px; background: #222 }
+details { margin: .2em 0 .2em 1em } summary { cursor: pointer }
+p { margin: .3em 1em; white-space: pre-wrap; overflow-wrap: anywhere; unicode-bidi: isolate }
+.Subquestion { color: #a05500 } .Solution { color: #0a62a8 } .gold { color: #56641a }
+svg { width: 30em; height: 8em; display: block } path { fill: none; stroke: #0a62a8 }
+"""
 
-def report(runs, path):
-    """All of the runs [(path, header, records, scores)] in one page."""
-    data = [{"name": name.stem, **header, "scores": scores, "dialogues": [browse(record) for record in records],
-             "curves": {role: read_log(folder) for role, folder in header["made"]["students"].items()}}
-            for name, header, records, scores in runs]
-    # "<" is the only sign that could end the script element in which the data stand.
-    write(path, PAGE.replace("DATA", json.dumps(data).replace("<", "\\u003c"), 1))
+def page(runs):
+    """The report of all runs [(path, header, records, scores)]. Every text in it is escaped."""
+    parts = [f'<!doctype html><meta charset="utf-8"><title>Where do the students break?</title>'
+             f'<meta name="viewport" content="width=device-width"><style>{STYLE}</style>']
+    for path, header, records, scores in runs:
+        settings = html.escape(json.dumps({**header["settings"], **header["made"]}, indent=1))
+        parts.append(f"<h1>{html.escape(path.stem)}</h1><details><summary>settings</summary>"
+                     f"<p>{settings}</p></details><table>")
+        for section, rows in scores.items():
+            parts.append(f'<tr><th colspan="4">{html.escape(section)}')
+            parts += [table_row(*row) for row in table_rows(rows)]
+        parts.append("</table>")
+        parts += [curve(role, Path(folder)) for role, folder in header["made"]["students"].items()]
+        for name, title in {**STAGES, "right": "right"}.items():
+            group = [dialogue_block(record) for record in records if stage(record) == name]
+            if group:
+                parts.append(f"<details><summary>{title}: {len(group)}</summary>")
+                parts += [*group, "</details>"]
+    return "\n".join(parts)
 
+def table_row(label, number, interval, row):
+    bar = ""
+    if row:    # the bar is the 95 % interval, the line in it the share itself
+        low, high, share = row["low"], row["high"], row["right"] / max(1, row["n"])
+        bar = (f'<div class="track"><i style="left:{low:.1%};width:{high - low:.1%}"></i>'
+               f'<b style="left:{share:.1%}"></b></div>')
+    return f"<tr><td>{html.escape(label)}<td>{number}<td>{interval}<td>{bar}"
 
-def browse(record):
-    """What the page shows of a dialogue."""
-    keys = ("id", "problem", "turns", "answer", "ended", "gold", "gold_steps", "n_steps")
-    known = any(step["solution"] for step in record["gold_steps"]) and not is_right(record, record["gold"])
-    return {key: record[key] for key in keys} | {
-        "stage": STAGES.get(stage(record), "right"), "calls": record.get("calls", []), "tie": record.get("tie", False),
-        "first_wrong": first_wrong(texts(record, "Solution"), record["gold_steps"]) if known else None,
-        "oracles": {name: dialogue["answer"] for name, dialogue in record.get("oracles", {}).items()},
-        "samples": [sample["answer"] for sample in record.get("samples", [])]}
+def dialogue_block(record):
+    lines = [("", record["problem"])]
+    lines += [(turn["kind"], f"{turn['kind']}: {turn['text']}") for turn in record["turns"]]
+    lines += [("gold", f"gold: {s['question']} {s['solution']}") for s in record["gold_steps"]]
+    answers = [f"with {name}: {one['answer']}" for name, one in record.get("oracles", {}).items()]
+    lines.append(("gold", " | ".join([f"gold answer: {record['gold']}", *answers])))
+    lines = [f'<p class="{kind}" dir="auto">{html.escape(text)}</p>' for kind, text in lines]
+    title = html.escape(record["problem"][:90])
+    return f"<details><summary>{title}</summary>{''.join(lines)}</details>"
 
+def curve(role, folder):
+    """The training's loss as a picture, on a logarithmic scale; nothing if there is no log."""
+    log = folder / "log.jsonl"
+    lines = log.read_text(encoding="utf-8").splitlines() if log.exists() else []
+    numbers = [json.loads(line) for line in lines if line.endswith("}")]    # the last may be torn
+    points = [(one["step"], math.log(one["loss"])) for one in numbers
+              if 0 < (one.get("loss") or 0) < math.inf]                     # NaN is left out
+    if len(points) < 2:
+        return ""
+    last, low, high = points[-1][0], min(y for _, y in points), max(y for _, y in points)
+    line = " ".join(f"{400 * step / last:.1f} {100 * (high - y) / (high - low or 1):.1f}"
+                    for step, y in points)
+    return (f"<h3>training the {html.escape(role)}: loss {math.exp(high):.2f} to "
+            f"{math.exp(low):.3f} nats a token in {last:,} steps</h3>"
+            f'<svg viewBox="-2 -2 404 104" preserveAspectRatio="none"><path d="M{line}"/></svg>')
 
-def read_log(folder):
-    """[[step, loss, valid loss]] of a student's training, either of the two None; empty where there is no log."""
-    path = Path(folder) / "log.jsonl"
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    numbers = [json.loads(line) for line in lines if line.endswith("}")]  # a training that goes on may be mid-line
-    return [[line["step"], line.get("loss"), line.get("valid_loss")] for line in numbers]
-
-
-# ---------------------------------------------------------------- the command
+# ------------------------------------------------------------ the command
 
 def parse_args(argv=None):
-    parser = argparse.ArgumentParser(description="Score students on a test split, and see where they break.",
-                                     formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description="Score students on a test split, and see where they break.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     add = parser.add_argument
     add("--dataset", default="demo", choices=DATASETS, help="which problems")
     add("--split", default="test", help="train, valid, test; demo also has long, svamp all")
@@ -538,249 +491,43 @@ def parse_args(argv=None):
     add("--method", default="socratic", choices=METHODS, help="which students solve them")
     add("--students", nargs="+", metavar="FOLDER",
         help="their folders (None: runs/<dataset>-<model>-<role>, else students/)")
-    add("--model", default="tiny", help="use the students of this size")
-    add("--out", default="predictions", help="folder of the predictions")
-    add("--report", default="report.html", metavar="FILE", type=Path, help="the page to write")
+    add("--model", default="tiny", help="use students of this size")
+    add("--out", default="predictions", type=Path, metavar="FOLDER",
+        help="where predictions, scores and report.html go")
     add("--batch-size", type=int, default=64, help="dialogues at once")
-    add("--calculator", action=argparse.BooleanOptionalAction, default=True, help="compute <<...=...>> for the student")
+    add("--calculator", action=argparse.BooleanOptionalAction, default=True,
+        help="compute <<...=...>> for the student")
     add("--diagnose", action=argparse.BooleanOptionalAction, default=True,
-        help="solve again with one thing put right, to see where it broke: twice the work (not with --samples)")
-    add("--samples", type=int, default=1, help="dialogues a problem, whose majority answers (needs a --temperature)")
-    add("--temperature", type=float, default=0.0, help="0: always the likeliest token; 1: draw as the student believes")
-    add("--seed", type=int, default=0, help="of the draws, together with the problem")
+        help="solve again with one thing changed, to see where it broke: over twice the work")
+    add("--samples", type=int, default=1,
+        help=f"dialogues a problem, at temperature {SAMPLE_TEMPERATURE}; their majority answers")
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
-    add("--dtype", default="auto", choices=("auto", "fp32", "bf16", "fp16"), help="of weights and cache")
-    add("--rescore", nargs="+", metavar="FILE", type=Path, help="instead: score finished predictions again")
-    add("--compare", nargs=2, metavar="FILE", type=Path, help="instead: two predictions of the same problems, in pairs")
+    add("--dtype", default="auto", choices=("auto", "fp32", "bf16", "fp16"),
+        help="of weights and cache (auto: on CUDA bf16 or fp16, else fp32)")
+    add("--rescore", nargs="+", metavar="FILE", type=Path,
+        help="instead: score finished predictions again")
+    add("--compare", nargs=2, metavar="FILE", type=Path,
+        help="instead: two predictions of the same problems, in pairs")
     return parser.parse_args(argv)
-
 
 def main(args):
     if args.compare:
         compare(*args.compare)
         return
-    if args.samples > 1 and not args.temperature:
-        raise SystemExit("Without a temperature all samples are the same. Add for example: --temperature 0.7")
     runs = []
     for path in args.rescore or [predict(args)]:
         header, records = read_predictions(path)
+        scores = score(records, header["settings"])
+        show(header, scores)
         if len(records) < header["settings"]["n"]:
             print(f"{path} is unfinished: {len(records)} of {header['settings']['n']} problems")
-        scores = score(records, header["settings"])
-        show(path, header, scores)
-        write(path.with_suffix(".json"), json.dumps(header | {"scores": scores}, indent=1))
+        replace_text(path.with_suffix(".json"), json.dumps(header | {"scores": scores}, indent=1))
         print(f"\npredictions  {path}\nscores       {path.with_suffix('.json')}")
         runs.append((path, header, records, scores))
     if len(runs) > 1:
         show_mean(runs)
-    report(runs, args.report)
-    print(f"to browse    {args.report}")
-
-
-# ---------------------------------------------------------------- the page: texts enter it as text nodes, never as HTML
-
-PAGE = r"""<!doctype html>
-<html lang="en"><meta charset="utf-8"><title>Where do the students break?</title>
-<meta name="viewport" content="width=device-width">
-<meta http-equiv="Content-Security-Policy"
-      content="default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'">
-<style>
-:root { color-scheme: light dark; --page: #f6f5f1; --card: #fff; --ink: #22252b; --dim: #666b74; --line: #dcdad2;
-  --decomposer: #a05500; --solver: #0a62a8; --calculator: #a0208c; --gold: #56641a; --right: #1c7a3e; --wrong: #c0271d;
-  --bar: #9cc3e6 }
-@media (prefers-color-scheme: dark) { :root { --page: #16181c; --card: #1f2227; --ink: #e4e4e0; --dim: #9a9fa8;
-  --line: #363a41; --decomposer: #f0b060; --solver: #7fbcf5; --calculator: #ee8fdf; --gold: #c0cf75; --right: #6fd08f;
-  --wrong: #ff8577; --bar: #3d6a94 } }
-* { box-sizing: border-box }
-body { margin: 0 auto; padding: 16px; max-width: 1280px; background: var(--page); color: var(--ink);
-  font: 15px/1.45 system-ui, sans-serif }
-h1 { font-size: 22px; margin: 4px 0 } h2 { font-size: 15px; margin: 0 0 8px }
-.dim { color: var(--dim); font-size: 13px; overflow-wrap: anywhere }
-.card { background: var(--card); border: 1px solid var(--line); border-radius: 8px; padding: 12px 16px }
-#figures { columns: 370px; column-gap: 12px; margin: 12px 0 }
-#figures .card { break-inside: avoid; margin-bottom: 12px }
-.row { display: flex; flex-wrap: wrap; justify-content: space-between; gap: 0 1em; font-size: 13px; padding: 2px 0 }
-.row b { margin-left: auto; font-weight: 500; font-variant-numeric: tabular-nums }
-.track { position: relative; flex: 0 0 100%; height: 9px; background: var(--page); border-radius: 3px }
-.track i { position: absolute; top: 0; bottom: 0; background: var(--bar); border-radius: 3px }
-.track i.point { width: 2px; background: var(--ink) }
-svg { display: block; width: 100%; overflow: visible }
-path { fill: none; stroke: var(--bar); stroke-width: 1.2 } path.valid { stroke: var(--decomposer); stroke-width: 2 }
-select, input, button { font: inherit; color: inherit; background: var(--card); border: 1px solid var(--line);
-  border-radius: 6px; padding: 3px 8px; max-width: 100% }
-:focus-visible { outline: 2px solid var(--solver); outline-offset: 1px }
-#filters select { max-width: 14em }
-#filters { display: flex; flex-wrap: wrap; gap: 8px; align-items: center; margin: 16px 0 8px }
-#browse { display: grid; grid-template-columns: 330px 1fr; gap: 12px; height: 88vh }
-#list, #dialogue { overflow-y: auto; overflow-x: hidden; contain: strict }   /* a key press lays out these alone */
-#list { padding: 6px }
-#list button { display: block; width: 100%; text-align: left; border: 0; white-space: nowrap; overflow: hidden;
-  text-overflow: ellipsis; font-size: 13px; content-visibility: auto; contain-intrinsic-height: 28px }
-#list button[hidden] { display: none } #list button[aria-current] { background: var(--page); font-weight: 600 }
-.right { color: var(--right) } .wrong { color: var(--wrong) } .gold { color: var(--gold) }
-.decomposer, .unified { color: var(--decomposer) } .solver, .cot, .answer { color: var(--solver) }
-.calculator { color: var(--calculator); font-weight: 600 } .aside { color: var(--dim); font-size: 12px }
-.unified + .unified { color: var(--solver) }
-.text { unicode-bidi: isolate; overflow-wrap: anywhere; white-space: pre-wrap }
-.step { display: grid; grid-template-columns: 1fr 1fr; gap: 16px; padding: 8px; border-top: 1px solid var(--line) }
-.step.broke { box-shadow: inset 3px 0 var(--wrong) } .key span { margin-right: 14px }
-@media (max-width: 760px) { #browse, .step { grid-template-columns: 1fr; height: auto } #list { max-height: 30vh }
-  #list, #dialogue { contain: content } }
-</style>
-<h1>Where do the students break?</h1>
-<div class="dim" id="made"></div>
-<div id="figures"></div>
-<div id="filters"><select id="run" aria-label="run"></select><select id="verdict" aria-label="right or wrong"></select>
-<select id="stage" aria-label="where it broke"></select><select id="steps" aria-label="number of steps"></select>
-<input id="search" type="search" placeholder="text" aria-label="text"><span id="count" role="status"></span>
-<span class="dim">keys: j, k, /, Esc</span></div>
-<div id="browse"><div class="card" id="list"></div><div class="card" id="dialogue" tabindex="0"></div></div>
-<script type="application/json" id="data">DATA</script>
-<script>
-const $ = id => document.getElementById(id), runs = JSON.parse($("data").textContent);
-let run, rows, current;
-
-function make(tag, className, ...children) {         // strings become text nodes: nothing in them is ever markup
-  const element = document.createElementNS(tag == "svg" || tag == "path" ? "http://www.w3.org/2000/svg"
-                                                                          : "http://www.w3.org/1999/xhtml", tag);
-  element.setAttribute("class", className);
-  element.append(...children.filter(child => child !== null));
-  return element;
-}
-const text = (className, ...parts) => Object.assign(make("div", className + " text", ...parts), {dir: "auto"});
-
-function figure(title, scores) {                     // a bar is the 95 % interval, its line the share itself
-  return make("div", "card", make("h2", "", title), ...Object.entries(scores).map(([label, row]) => {
-    if (typeof row == "string") return make("div", "row", make("span", "", label), make("b", "", row));
-    const bar = make("i", ""), point = make("i", "point"), share = row.n ? 100 * row.right / row.n : 0;
-    const [low, high] = row.by_steps ? [0, share] : [100 * row.low, 100 * row.high];
-    bar.style.cssText = `left: ${low}%; width: ${high - low}%`;
-    point.style.left = `min(${share}%, 100% - 2px)`;
-    const track = make("div", "track", bar, point);
-    track.title = row.by_steps ? Object.entries(row.by_steps).map(([k, n]) => `${n} with ${k} steps`).join(", ")
-                               : `95 % interval ${low.toFixed(1)} to ${high.toFixed(1)} %`;
-    const number = make("b", "", `${row.right} of ${row.n} = ${share.toFixed(1)} %`);
-    return make("div", "row", make("span", "", label), number, track);
-  }));
-}
-
-function curve([role, log]) {                        // of a training; the scale is logarithmic
-  const logs = log.flatMap(([, ...losses]) => losses.filter(loss => loss > 0).map(Math.log));
-  const low = Math.min(...logs), high = Math.max(...logs), last = log.at(-1)[0], svg = make("svg", "");
-  svg.setAttribute("viewBox", "0 0 400 130");
-  const x = step => (400 * step / last).toFixed(1);
-  const y = loss => (3 + 120 * (high - Math.log(loss)) / (high - low || 1)).toFixed(1);
-  for (const [which, name] of [[1, "train"], [2, "valid"]]) {
-    const points = log.filter(line => line[which] > 0).map(line => x(line[0]) + " " + y(line[which]));
-    svg.append(make("path", name));
-    svg.lastChild.setAttribute("d", points.length ? "M" + points.join("L") : "");
-  }
-  const range = `${Math.exp(high).toFixed(2)} to ${Math.exp(low).toFixed(3)} nats a token`;
-  return make("div", "card", make("h2", "", `training the ${role}: loss (thick: valid split)`), svg,
-              make("div", "dim", `${last} steps, ${range}`));
-}
-
-function solution(turn, calls) {                     // the calculator's results marked, beside them the student's own
-  const parts = [];
-  let end = 0;
-  for (const found of turn.text.matchAll(/<<([^<>=]*)=([^<>]*)>>/g)) {
-    const call = calls[0] && calls[0].expression == found[1] ? calls.shift() : null, on = run.settings.calculator;
-    parts.push(turn.text.slice(end, found.index), `<<${found[1]}=`,
-               make("span", call && on ? "calculator" : "", found[2]), ">>");
-    if (call && call.alone != call.result)
-      parts.push(make("span", "aside", on ? ` [alone: ${call.alone}] ` : ` [calculator: ${call.result}] `));
-    end = found.index + found[0].length;
-  }
-  return text(turn.speaker, ...parts, turn.text.slice(end));
-}
-
-function open(row) {
-  if (current) current.removeAttribute("aria-current");
-  current = row;
-  if (!row) return $("dialogue").replaceChildren("No dialogue fits.");
-  row.setAttribute("aria-current", "true");
-  const d = row.dialogue, of = kind => d.turns.filter(turn => turn.kind == kind), steps = [];
-  const asks = of("Subquestion"), solves = of("Solution"), [answer] = of("Answer");
-  for (let i = 0; i < Math.max(asks.length, solves.length, d.gold_steps.length); i++) {
-    const gold = d.gold_steps[i] || {question: "", solution: ""}, broke = i === d.first_wrong;
-    steps.push(make("div", broke ? "step broke" : "step",
-      make("div", "", asks[i] ? text(asks[i].speaker, asks[i].text) : null,
-           solves[i] ? solution(solves[i], d.calls.filter(call => call.solution == i)) : null,
-           broke ? make("div", "wrong aside", "✗ the first step that does not come to gold's result") : null),
-      make("div", "gold", text("", gold.question), text("", gold.solution))));
-  }
-  const speakers = [...new Set([...d.turns.map(turn => turn.speaker), "calculator", "gold"])];
-  const answers = [...Object.entries(d.oracles).map(([name, found]) => ["with " + name, found]),
-                   ...d.samples.map((found, i) => [`sample ${i + 1}${d.tie ? " (a tie)" : ""}`, found])];
-  $("dialogue").replaceChildren(
-    make("div", "dim", `${d.id} · ${d.ended} · `, make("span", d.stage == "right" ? "right" : "wrong", d.stage)),
-    text("", d.problem), make("p", "dim key", ...speakers.map(speaker => make("span", speaker, speaker))), ...steps,
-    make("div", "step", answer ? text(answer.speaker, "Answer: " + answer.text) : text("dim", "no answer"),
-         text("gold", "Answer: " + d.gold)),
-    make("div", "dim", answers.map(([name, found]) => `${name}: ${found ?? "none"}`).join(" · ")));
-  $("dialogue").scrollTop = 0;
-}
-
-function filter() {
-  const wanted = $("search").value.toLowerCase(), fits = (id, value) => ["", "" + value].includes($(id).value);
-  for (const row of rows)
-    row.hidden = !(fits("verdict", row.dialogue.stage == "right" ? "right" : "wrong") && row.words.includes(wanted)
-                   && fits("stage", row.dialogue.stage) && fits("steps", row.dialogue.n_steps));
-  const shown = rows.filter(row => !row.hidden);
-  $("count").textContent = `${shown.length} of ${rows.length}`;
-  if (!current || current.hidden) open(shown[0]);
-}
-
-function options(id, every, values) {
-  $(id).replaceChildren(...["", ...values].map(
-    value => Object.assign(make("option", "", value === "" ? every : "" + value), {value})));
-}
-
-function load(i) {
-  [run, current] = [runs[i], null];
-  const brief = value => value && typeof value == "object" ? Object.values(value).join(", ") : value;
-  $("made").textContent = Object.entries({...run.settings, ...run.made}).map(([key, value]) =>
-    `${key}: ${key.endsWith("sha256") ? value.slice(0, 12) : brief(value)}`).join(" · ");
-  const all = runs.map(one => [one.name, one.scores.accuracy["right (strict)"]]);
-  const sections = runs.length > 1 ? [["all runs: right (strict)", Object.fromEntries(all)]] : [];
-  sections.push(...Object.entries(run.scores));
-  $("figures").replaceChildren(...sections.map(([title, scores]) => figure(title, scores)),
-                               ...Object.entries(run.curves).filter(([, log]) => log.length > 1).map(curve));
-  rows = run.dialogues.map(dialogue => {
-    const right = dialogue.stage == "right", mark = make("span", right ? "right" : "wrong", right ? "✓ " : "✗ ");
-    const words = [dialogue.id, dialogue.problem, dialogue.gold, ...dialogue.turns.map(turn => turn.text),
-                   ...dialogue.gold_steps.flatMap(step => [step.question, step.solution])].join("\n").toLowerCase();
-    const row = make("button", "", mark, dialogue.problem.slice(0, 90));
-    return Object.assign(row, {dialogue, words, onclick: () => open(row)});
-  });
-  $("list").replaceChildren(...rows);
-  const values = key => [...new Set(run.dialogues.map(dialogue => dialogue[key]))];
-  options("verdict", "right and wrong", ["right", "wrong"]);
-  options("stage", "broken anywhere", values("stage").filter(stage => stage != "right").sort());
-  options("steps", "any number of steps", values("n_steps").sort((a, b) => a - b));
-  filter();
-}
-
-$("run").replaceChildren(...runs.map((one, value) => Object.assign(make("option", "", one.name), {value})));
-$("run").hidden = runs.length < 2;
-$("run").oninput = () => load($("run").value);
-for (const id of ["verdict", "stage", "steps", "search"]) $(id).oninput = filter;
-document.onkeydown = event => {
-  if (event.key == "Escape") return event.target.blur();
-  if (["INPUT", "SELECT"].includes(event.target.tagName) || event.ctrlKey || event.metaKey || event.altKey) return;
-  const step = {j: 1, ArrowDown: 1, k: -1, ArrowUp: -1}[event.key], shown = rows.filter(row => !row.hidden);
-  if (event.key == "/") $("search").focus();
-  else if (step && shown.length) {
-    open(shown.at(Math.max(0, shown.indexOf(current) + step)) || current);
-    current.scrollIntoView({block: "nearest"});
-  } else return;
-  event.preventDefault();
-};
-load(0);
-</script>
-</html>
-"""
-
+    replace_text(args.out / "report.html", page(runs))
+    print(f"to browse    {args.out / 'report.html'}")
 
 if __name__ == "__main__":
     main(parse_args())

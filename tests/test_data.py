@@ -10,13 +10,13 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 from toy import PROBLEM, REAL, real
+from train_tokenizer import train_bpe
 
 import data
 from data import (
     IGNORE,
     Problem,
     Step,
-    batches,
     calculate,
     can_learn,
     encode,
@@ -38,12 +38,12 @@ def test_a_record_survives_the_way_to_json_and_back():
 
 
 @pytest.mark.parametrize("line, reason", [
-    ("{", "Expecting"), ("[1]", "object"), ("7", "object"),
+    ("{", "Expecting"), ("[1]", "object"), ("7", "object"), ("[" * 100_000, "recursion"),
     ('{"id": "a", "steps": [], "answer": "", "source": ""}', "'problem' is missing"),
     ('{"id": "a", "problem": "p", "steps": [], "answer": "", "source": "", "label": 1}', "'label'"),
     ('{"id": "a", "problem": "p", "steps": [], "answer": 7, "source": ""}', "'answer'"),
     ('{"id": "a", "problem": "  ", "steps": [], "answer": "", "source": ""}', "empty"),
-    ('{"id": "a", "problem": "p", "steps": [{"question": "q"}], "answer": "", "source": ""}', "step"),
+    ('{"id": "a", "problem": "p", "steps": [{"question": "q"}], "answer": "", "source": ""}', "steps': the key 'solution'"),
     ('{"id": "a", "problem": "p", "steps": {}, "answer": "", "source": ""}', "list"),
     ('{"id": "a", "problem": "p", "steps": [], "answer": "", "source": "", "evidence": "f"}', "evidence"),
 ])
@@ -53,6 +53,17 @@ def test_a_broken_line_is_named_with_file_and_number(tmp_path, line, reason):
     with pytest.raises(SystemExit, match=re.escape(f"{path}:3: ")) as error:
         data.read_records(path)
     assert reason in str(error.value)
+
+
+def test_a_file_that_is_not_utf8_is_named(tmp_path):
+    (tmp_path / "records.jsonl").write_bytes(PROBLEM.to_json().encode() + b"\n\xff\n")
+    with pytest.raises(SystemExit, match=r"records\.jsonl:.*utf-8"):
+        data.read_records(tmp_path / "records.jsonl")
+
+
+def test_a_byte_order_mark_is_skipped(tmp_path):
+    (tmp_path / "records.jsonl").write_text(PROBLEM.to_json() + "\n", encoding="utf-8-sig")
+    assert data.read_records(tmp_path / "records.jsonl") == [PROBLEM]
 
 
 def test_blank_lines_are_skipped_and_unicode_line_separators_do_not_cut_a_record(tmp_path):
@@ -89,10 +100,11 @@ def test_every_number_of_a_solution_was_read_or_computed_before():
 
 def test_stories_have_one_pen_and_two_pens():
     text = " ".join(p.to_json() for p in make_demo("train", 3000, seed=7))
-    plurals = "|".join(data.SINGULAR)
+    words = data.plurals("items", "boxes", "gifts")
+    plurals = "|".join(words)
     assert not re.search(rf"(?<![\d*/+-])1 ({plurals})\b", text)
     assert re.search(r">>1 [a-z]+\b", text), "no story came down to one: the test would see nothing"
-    singles = "|".join(data.SINGULAR.values())
+    singles = "|".join(words.values())
     assert not re.search(rf"\b(?:[2-9]|\d\d+) ({singles})\b", text)
 
 
@@ -103,7 +115,7 @@ def test_the_grammar_has_many_kinds_of_events_and_stories_use_them_all():
         if story := data.make_story(rng, rng.randint(2, 6)):
             keys.append(story[1])
     kinds = {event.split(" [")[0] for key in keys for event in key.split("; ")}
-    assert kinds == {event.kind for event in data.EVENTS} and len(kinds) >= 12
+    assert kinds == {event["name"] for event in data.read_table()["event"]} and len(kinds) >= 12
 
 
 def story_keys(split, n, monkeypatch):
@@ -226,26 +238,7 @@ def test_the_tiny_tokenizer_gives_back_any_text():
 
 def test_byte_pair_encoding_merges_the_most_frequent_pair_first():
     # By hand: "ab" stands 5 times; then "abc" 3 times, " ab" and "abd" once and twice.
-    assert list(data.train_bpe(["abc abd abd", "abc", "abc"], 258))[256:] == [b"ab", b"abc"]
-
-
-# ---------------------------------------------------------------- batches
-
-def test_every_example_comes_once_an_epoch_in_batches_of_the_budget_with_little_padding():
-    rng = random.Random(1)
-    examples = [([0] * rng.randint(5, 200), []) for _ in range(1000)]
-    groups = batches(examples, 2000, random.Random(2))
-    assert sorted(i for group in groups for i in group) == list(range(1000))
-    padded = [len(group) * max(len(examples[i][0]) for i in group) for group in groups]
-    assert max(padded) <= 2000
-    assert sum(padded) < 1.05 * sum(len(ids) for ids, _ in examples)
-    other = batches(examples, 2000, random.Random(3))
-    assert groups != other and groups == batches(examples, 2000, random.Random(2))
-
-
-def test_an_example_longer_than_the_budget_gets_a_batch_of_its_own():
-    groups = batches([([0] * 10, []), ([0] * 500, [])], 100, random.Random(0))
-    assert sorted(map(sorted, groups)) == [[0], [1]]
+    assert list(train_bpe(["abc abd abd", "abc", "abc"], 258))[256:] == [b"ab", b"abc"]
 
 
 # ---------------------------------------------------------------- arithmetic
@@ -287,7 +280,7 @@ def test_the_calculator_prints_as_the_data_does(text, value):
 
 
 @pytest.mark.parametrize("text", [
-    "", " ", "x+1", "9**9**9", "().__class__", "1/0", "1/(2-2)", "(" * 10_000, "(" * 99 + "1", "1" * 201, "2+", "*2", "1 2 +",
+    "", " ", "x+1", "9**9**9", "().__class__", "1/0", "1/(2-2)", "3 4", "1 1/2", "$3 $4", "(" * 10_000, "(" * 99 + "1", "1" * 201, "2+", "*2", "1 2 +",
     "__import__('os')", "1e9", "3=3", "()", "1..2", "1,00", "2(3)", "½", "٣+1", "+", "end", "%",
 ])
 def test_what_is_not_arithmetic_has_no_value(text):
@@ -360,23 +353,23 @@ def test_a_download_that_broke_off_goes_on_and_is_checked(tmp_path, file_server)
     path, good = tmp_path / "a" / "file", hashlib.sha256(file_server.content).hexdigest()
     file_server.cut = 70_000
     with pytest.raises(SystemExit, match="Cannot download"):
-        data.download(file_server.url, good, path)
+        data.download(file_server.url, path, good)
     assert not path.exists()
     file_server.cut = None
-    data.download(file_server.url, good, path)
+    data.download(file_server.url, path, good)
     assert path.read_bytes() == file_server.content and re.fullmatch(r"bytes=[1-9]\d*-", file_server.ranges[-1])
     assert list(path.parent.iterdir()) == [path]
 
 
 def test_a_file_that_is_not_the_known_one_is_refused(tmp_path, file_server):
     with pytest.raises(SystemExit, match="not the file this code knows"):
-        data.download(file_server.url, "0" * 64, tmp_path / "file")
+        data.download(file_server.url, tmp_path / "file", "0" * 64)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_offline_the_error_names_the_file_its_address_and_where_to_put_it(tmp_path):
     with pytest.raises(SystemExit) as error:
-        data.download("http://127.0.0.1:9/train.jsonl", None, tmp_path / "gsm8k" / "train.jsonl")
+        data.download("http://127.0.0.1:9/train.jsonl", tmp_path / "gsm8k" / "train.jsonl")
     assert "http://127.0.0.1:9/train.jsonl" in str(error.value) and str(tmp_path / "gsm8k" / "train.jsonl") in str(error.value)
 
 
@@ -389,17 +382,35 @@ def test_unknown_data_sets_splits_and_files_are_named(tmp_path):
 
 # ---------------------------------------------------------------- the three data sets, in small files of their layout
 
-def test_gsm8k_rows_become_records(tmp_path):
-    folder = tmp_path / "gsm8k"
-    folder.mkdir()
+def put_file(folder, name, text, monkeypatch):
+    """A data file of the test's own, whose sha256 is taken for the known one."""
+    path = folder / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(text, encoding="utf-8")
+    monkeypatch.setitem(data.FILES, name, (data.FILES[name][0], data.sha256_of(path)))
+    return path
+
+
+def test_gsm8k_rows_become_records(tmp_path, monkeypatch):
     row = {"question": "How\u2028many?", "answer": "Q1? ** 3*4 = <<3*4=12>>12\nQ2? ** \n#### 1,200"}
-    (folder / "test_socratic.jsonl").write_text((json.dumps(row, ensure_ascii=False) + "\n") * 1319, encoding="utf-8")
+    lines = (json.dumps(row, ensure_ascii=False) + "\n") * 600
+    for part in ("train", "test"):
+        put_file(tmp_path, f"gsm8k/{part}_socratic.jsonl", lines, monkeypatch)
     problems = load_problems("gsm8k", "test", tmp_path)
-    assert len(problems) == 1319
+    assert len(problems) == 600
     assert problems[7] == Problem("gsm8k-test-7", "How\u2028many?", [Step("Q1?", "3*4 = <<3*4=12>>12"), Step("Q2?", "")], "1200")
-    (folder / "train_socratic.jsonl").write_text(json.dumps(row) + "\n", encoding="utf-8")
-    with pytest.raises(SystemExit, match="1 rows, not 7473"):
-        load_problems("gsm8k", "train", tmp_path)
+    assert [p.id for p in load_problems("gsm8k", "train", tmp_path)] == [f"gsm8k-train-{i}" for i in range(88)]
+    assert load_problems("gsm8k", "valid", tmp_path)[0].id == "gsm8k-train-88"
+
+
+@pytest.mark.parametrize("content", ["version https://git-lfs.github.com/spec/v1\n", "<!doctype html>", '{"question": "1"}\n'])
+def test_a_data_file_put_there_by_hand_is_checked(content, tmp_path):
+    path = tmp_path / "gsm8k" / "test_socratic.jsonl"
+    path.parent.mkdir()
+    path.write_text(content)
+    with pytest.raises(SystemExit, match="is not the file this code knows: its sha256 is not c96673362") as error:
+        load_problems("gsm8k", "test", tmp_path)
+    assert str(path) in str(error.value) and "https://raw.githubusercontent.com/openai/" in str(error.value)
 
 
 def test_annotations_take_the_place_of_the_steps_and_are_counted(tmp_path, capsys):

@@ -20,7 +20,7 @@ from gpt import SIZES
 
 ROOT = Path(__file__).resolve().parent.parent
 OURS = {"gpt", "data", "annotate", "train", "infer", "eval"}
-GRAPH = {"data": set(), "gpt": set(), "annotate": {"data"}, "train": {"data", "gpt"}, "infer": {"data", "gpt"},
+GRAPH = {"data": set(), "gpt": {"data"}, "annotate": {"data"}, "train": {"data", "gpt"}, "infer": {"data", "gpt"},
          "eval": {"data", "infer"}}
 PACKAGES = {"torch", "numpy", "tiktoken", "requests", "pytest"}
 
@@ -43,7 +43,7 @@ def test_the_import_graph_is_the_one_that_the_readme_draws(name):
 
 def test_nothing_but_the_five_packages_is_imported():
     for path in (*ROOT.glob("*.py"), *ROOT.glob("tests/*.py")):
-        foreign = set(imports(path)) - PACKAGES - OURS - set(sys.stdlib_module_names) - {"toy", "reference", "fake_teacher"}
+        foreign = set(imports(path)) - PACKAGES - OURS - set(sys.stdlib_module_names) - {"toy", "reference", "fake_teacher", "train_tokenizer"}
         assert not foreign - ({"transformers"} if path.name == "bench.py" else set()), path
 
 
@@ -54,7 +54,7 @@ def test_help_explains_every_flag(name):
     assert all(len(line) <= 88 for line in out.splitlines())
     flags = re.findall(r"^  (--[a-z-]+).*(?:\n {10,}.*)*", out, re.MULTILINE)
     explained = re.findall(r"^  --[a-z-]+.*?(?: {2,}|\n {10,})[a-z0-9(]", out, re.MULTILINE | re.IGNORECASE)
-    assert len(flags) == len(explained) > 5
+    assert len(flags) == len(explained) and 5 <= len(flags) <= (20 if name == "annotate" else 16)
 
 
 def test_from_a_teachers_words_to_a_score(tmp_path, monkeypatch, capsys):
@@ -70,7 +70,7 @@ def test_from_a_teachers_words_to_a_score(tmp_path, monkeypatch, capsys):
     assert [r.steps for r in records] == [p.steps for p in problems] and {r.source for r in records} == {"fake"}
     for role in ("decomposer", "solver"):
         train.main(train.parse_args(["--role", role, "--annotations", "annotations/demo-socratic.jsonl", "--limit", "6",
-                                     "--steps", "300", "--lr", "5e-3", "--evals", "1"]))
+                                     "--steps", "300", "--lr", "5e-3"]))
     assert "6 annotations, 6 match the 6 problems" in capsys.readouterr().err
     Path("stories.jsonl").write_text("".join(p.to_json() + "\n" for p in problems), encoding="utf-8")
     infer.main(infer.parse_args(["--file", "stories.jsonl", "--json"]))

@@ -16,6 +16,7 @@ import torch
 from toy import PROBLEM, tiny_student
 
 import train
+from train import batches, summed_loss
 from data import IGNORE, Problem, encode, get_tokenizer, load_problems, segments
 from gpt import GPT, SIZES
 
@@ -37,6 +38,23 @@ def gradients(examples, groups):
     return loss.item(), torch.cat([p.grad.flatten() for p in model.parameters()])
 
 
+def test_every_example_comes_once_an_epoch_in_batches_of_the_budget_with_little_padding():
+    rng = random.Random(1)
+    examples = [([0] * rng.randint(5, 200), []) for _ in range(1000)]
+    groups = batches(examples, 2000, random.Random(2))
+    assert sorted(i for group in groups for i in group) == list(range(1000))
+    padded = [len(group) * max(len(examples[i][0]) for i in group) for group in groups]
+    assert max(padded) <= 2000
+    assert sum(padded) < 1.05 * sum(len(ids) for ids, _ in examples)
+    other = batches(examples, 2000, random.Random(3))
+    assert groups != other and groups == batches(examples, 2000, random.Random(2))
+
+
+def test_an_example_longer_than_the_budget_gets_a_batch_of_its_own():
+    groups = batches([([0] * 10, []), ([0] * 500, [])], 100, random.Random(0))
+    assert sorted(map(sorted, groups)) == [[0], [1]]
+
+
 def test_gradients_do_not_depend_on_the_size_of_the_micro_batches():
     examples = examples_of("solver")
     loss, whole = gradients(examples, [list(range(12))])
@@ -56,16 +74,16 @@ def test_one_pass_over_a_dialogue_has_the_loss_of_one_example_for_each_step():
             ids, targets = encode(alone, tokenizer)
             if k < len(parts) - 1:                      # the end token belongs to the last turn only
                 targets[-1] = IGNORE
-            total += model(torch.tensor([ids]), targets=torch.tensor([targets])).item()
+            total += summed_loss(model, torch.tensor([ids]), torch.tensor([targets])).item()
     ids, targets = encode(parts, tokenizer)
-    assert math.isclose(total, model(torch.tensor([ids]), targets=torch.tensor([targets])).item(), rel_tol=1e-6)
+    assert math.isclose(total, summed_loss(model, torch.tensor([ids]), torch.tensor([targets])).item(), rel_tol=1e-6)
 
 
 def test_padding_changes_nothing():
     examples = examples_of("cot", 6)
     model = tiny_student("cot")
-    together = model(*train.collate(examples, "cpu")[:1], targets=train.collate(examples, "cpu")[1]).item()
-    alone = sum(model(ids, targets=targets).item() for ids, targets in (train.collate([e], "cpu") for e in examples))
+    together = summed_loss(model, *train.collate(examples, "cpu")).item()
+    alone = sum(summed_loss(model, *train.collate([e], "cpu")).item() for e in examples)
     assert math.isclose(together, alone, rel_tol=1e-5)
 
 
@@ -78,13 +96,13 @@ def test_every_process_gets_as_many_micro_batches_and_none_is_counted_twice():
 
 def test_a_batch_in_which_nothing_is_learned_gives_no_gradient_and_no_nan():
     model = tiny_student("solver")
-    loss = model(torch.tensor([[1, 2, 3]]), targets=torch.full((1, 3), IGNORE))
+    loss = summed_loss(model, torch.tensor([[1, 2, 3]]), torch.full((1, 3), IGNORE))
     loss.backward()
     assert loss.item() == 0 and all(p.grad is None or not p.grad.any() for p in model.parameters())
 
 
 def test_the_learning_rate_rises_then_falls_to_nothing():
-    rates = [train.learning_rate(step, 100, 1.0, 0.1) for step in range(100)]
+    rates = [train.learning_rate(step, 200, 1.0) for step in range(200)]
     assert rates[:10] == pytest.approx([(i + 1) / 10 for i in range(10)])
     assert rates[10] == 1.0 and all(a > b for a, b in zip(rates[10:], rates[11:])) and 0 < rates[-1] < 0.001
 
@@ -93,7 +111,7 @@ def muon_steps(kind, shape, **flags):
     """How far three steps move a matrix, from the same gradients."""
     rng = torch.Generator().manual_seed(0)
     p = torch.nn.Parameter(torch.zeros(shape))
-    optimizer = kind([p], weight_decay=0.01, **flags)
+    optimizer = kind([p], **flags)
     for _ in range(3):
         p.grad = torch.randn(shape, generator=rng) * torch.logspace(0, -3, shape[1])  # very unlike singular values
         for group in optimizer.param_groups:
@@ -104,7 +122,7 @@ def muon_steps(kind, shape, **flags):
 
 @pytest.mark.parametrize("shape", [(16, 48), (16, 16), (64, 16)])
 def test_muon_takes_the_steps_of_torchs_muon(shape):
-    ours, theirs = muon_steps(train.Muon, shape), muon_steps(torch.optim.Muon, shape, adjust_lr_fn="match_rms_adamw")
+    ours, theirs = muon_steps(train.Muon, shape), muon_steps(torch.optim.Muon, shape, weight_decay=0.01, adjust_lr_fn="match_rms_adamw")
     assert (ours - theirs).norm() < 0.05 * theirs.norm()  # theirs is computed in bfloat16
 
 
@@ -120,16 +138,16 @@ def test_a_step_of_muon_is_as_long_in_every_direction_that_has_a_gradient():
     assert torch.allclose(-p.detach(), u * (lengths * 0.2 * 32**0.5) @ v, atol=1e-3)  # and in no other direction
 
 
-def test_examples_that_do_not_fit_are_left_out_whole_and_counted():
+def test_examples_that_do_not_fit_are_left_out_whole_and_counted(capsys):
     tokenizer = get_tokenizer("tiny")
     long = Problem("long", "word " * 300, PROBLEM.steps, "7")
     bare = Problem("bare", "How many?", [], "7")
-    examples, dropped = train.make_examples([PROBLEM, long, bare], "solver", tokenizer, 256)
-    assert len(examples) == 1 and sorted(dropped.values()) == [1, 1]
+    assert len(train.make_examples([PROBLEM, long, bare], "solver", tokenizer, 256)) == 1
+    assert "left out: 1 problems that lack what a solver learns, 1 that are too long" in capsys.readouterr().out
 
 
 def run(tmp_path, *flags, out="run"):
-    train.main(train.parse_args(["--role", "solver", "--limit", "40", "--steps", "12", "--batch-tokens", "512", "--evals", "3",
+    train.main(train.parse_args(["--role", "solver", "--limit", "40", "--steps", "12", "--batch-tokens", "512",
                                  "--out", str(tmp_path / out), *flags]))
     return tmp_path / out
 
@@ -161,7 +179,7 @@ def test_a_resumed_run_ends_with_the_weights_of_an_unbroken_one_bit_for_bit(tmp_
     monkeypatch.setattr(train, "backward", backward)
     broken = run(tmp_path, "--resume", out="broken")
     assert all(torch.equal(a, b) for a, b in zip(weights(whole).values(), weights(broken).values()))
-    lines = [[{k: v for k, v in json.loads(line).items() if k not in ("seconds", "tokens_per_second")}
+    lines = [[{k: v for k, v in json.loads(line).items() if k != "tokens_per_second"}
               for line in (folder / "log.jsonl").open()] for folder in (whole, broken)]
     assert lines[0] == lines[1]
 
@@ -213,7 +231,7 @@ def two_processes(out, *more, stop_at=None):
             "train.load_problems = lambda *a: load(*a[:3], min(a[3] or 40, 40), *a[4:]);"
             f"train.learning_rate = lambda step, *a: os._exit(9) if step == {stop_at} else rate(step, *a);"
             "train.main(train.parse_args(sys.argv[3:]))")
-    flags = ["--role", "solver", "--limit", "40", "--steps", "12", "--batch-tokens", "512", "--evals", "3",
+    flags = ["--role", "solver", "--limit", "40", "--steps", "12", "--batch-tokens", "512",
              "--out", str(out), *more]
     common = os.environ | {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1"}
     processes = [subprocess.Popen([sys.executable, "-c", code, str(ROOT), str(ROOT / "tests"), *flags],
@@ -234,7 +252,7 @@ def test_two_processes_give_the_weights_of_one_and_go_on_bit_for_bit(tmp_path, s
 
 def test_a_run_killed_at_a_random_moment_goes_on(tmp_path):
     """SIGKILL, the real command, and the same command again with --resume: the student is there and whole."""
-    command = [sys.executable, str(ROOT / "train.py"), "--role", "answer", "--limit", "60", "--steps", "30", "--evals", "15",
+    command = [sys.executable, str(ROOT / "train.py"), "--role", "answer", "--limit", "60", "--steps", "30",
                "--batch-tokens", "512", "--out", str(tmp_path / "run")]
     rng = random.Random(0)
     for _ in range(2):

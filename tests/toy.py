@@ -42,7 +42,7 @@ PROBLEM = Problem("toy-1", "Ava has 3 boxes with 4 pens each. She gives away 5. 
 
 # The real data sets, where SOCRATIC_DATA names a folder that has them; elsewhere these tests are skipped and say so.
 REAL = Path(os.environ.get("SOCRATIC_DATA", "data"))
-real = pytest.mark.skipif(not (REAL / "gsm8k" / "train.jsonl").exists(), reason="the real data sets are not here")
+real = pytest.mark.skipif(not (REAL / "gsm8k" / "train_socratic.jsonl").exists(), reason="the real data sets are not here")
 
 
 def tiny_student(role, dataset="demo", seed=0, n_positions=512, **config):
