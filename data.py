@@ -97,22 +97,40 @@ def check_shape(value, example, name: str) -> None:
         for key in value:
             check_shape(value[key], example[key], repr(key))
 
-def read_records(path) -> list[Problem]:
-    """All records of a JSONL file. A broken line ends the program with `file:line: reason`."""
-    problems, n = [], 0
+def read_lines(path, parse=json.loads, may_be_torn=False):
+    """
+    `parse(line)` of every line of a JSONL file, as a list. Blank lines are skipped. A broken line
+    ends the program with `file:line: reason`; a last line that a kill may have torn is left out.
+    """
+    values, n = [], 0
     try:
         with open_text(path) as file:
             for n, line in enumerate(file, 1):    # noqa: B007 (the error below names n)
-                if line.strip():
-                    problems.append(Problem.from_json(line))
+                if line.strip() and not (may_be_torn and not line.endswith("\n")):
+                    values.append(parse(line))
     except (ValueError, RecursionError) as error:
         raise SystemExit(f"{path}:{n}: {error}") from None
-    return problems
+    return values
+
+def read_records(path) -> list[Problem]:
+    return read_lines(path, Problem.from_json)
 
 def open_text(path):
+    if path == "-":
+        return sys.stdin
     if not Path(path).is_file():
         raise SystemExit(f"{path} does not exist.")
     return open(path, encoding="utf-8-sig")    # some editors begin a file with a byte order mark
+
+def replace_file(path, *chunks: bytes) -> None:
+    """Write a file so that a reader, or a crash, finds the old one or the whole new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(path.name + ".part")
+    with open(part, "wb") as file:
+        file.writelines(chunks)
+        file.flush()
+        os.fsync(file.fileno())
+    part.replace(path)
 
 # ------------------------------------------------------------ the dialogue, and who learns what
 

@@ -30,7 +30,8 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from data import DATASETS, HERE, Step, clean, extract_answer, load_problems, same_answer, sha256_of
+from data import (DATASETS, HERE, Step, clean, extract_answer, load_problems, read_lines,
+                  replace_file, same_answer, sha256_of)
 from infer import METHODS, find_students, load_students, pick_device, solve
 
 SAMPLE_TEMPERATURE = 0.7    # of --samples
@@ -130,15 +131,10 @@ def read_leniently(record):
     return extract_answer("\n".join(turn["text"] for turn in record["turns"]), lenient=True)
 
 def read_predictions(path):
-    """(header, records) of a file; a last line that a kill tore is left out."""
+    """(header, records) of a file."""
     if not path.is_file():
         raise SystemExit(f"{path} does not exist. Predictions are made with: python eval.py")
-    lines = []
-    for n, line in enumerate(path.read_bytes().split(b"\n")[:-1], 1):
-        try:
-            lines.append(json.loads(line))
-        except ValueError as error:
-            raise SystemExit(f"{path}:{n}: {error}") from None
+    lines = read_lines(path, may_be_torn=True)
     if not lines or "settings" not in lines[0]:
         raise SystemExit(f"{path}:1: the first line should hold the settings. "
                          "Is this a file of predictions?")
@@ -148,11 +144,7 @@ def to_lines(records):
     return "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
 
 def replace_text(path, text):
-    """Write the whole file or nothing: to a temporary name, then renamed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    part.write_text(text, encoding="utf-8", errors="replace", newline="\n")
-    part.replace(path)
+    replace_file(path, text.encode("utf-8", "replace"))    # half a surrogate pair becomes "?"
 
 def make_header(args, folders, problems):
     """`settings`: all that shapes the predictions. `made`: where they come from."""
@@ -464,10 +456,9 @@ def dialogue_block(record):
 def curve(role, folder):
     """The training's loss as a picture, on a logarithmic scale; nothing if there is no log."""
     log = folder / "log.jsonl"
-    lines = log.read_text(encoding="utf-8").splitlines() if log.exists() else []
-    numbers = [json.loads(line) for line in lines if line.endswith("}")]    # the last may be torn
-    points = [(one["step"], math.log(one["loss"])) for one in numbers
-              if 0 < (one.get("loss") or 0) < math.inf]                     # NaN is left out
+    lines = read_lines(log, may_be_torn=True) if log.exists() else []
+    points = [(line["step"], math.log(line["loss"])) for line in lines
+              if 0 < (line.get("loss") or 0) < math.inf]    # not so for NaN
     if len(points) < 2:
         return ""
     last, low, high = points[-1][0], min(y for _, y in points), max(y for _, y in points)

@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from data import download
+from data import download, replace_file
 
 @dataclass
 class GPTConfig:    # the names are those of Hugging Face's config.json
@@ -157,7 +157,6 @@ class GPT(nn.Module):
     def save_pretrained(self, folder, dtype=torch.float32):
         """Write model.safetensors and config.json, each to a temporary name first."""
         folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
         tensors = {name: t.to(dtype) for name, t in self.state_dict().items()}
         write_safetensors(folder / "model.safetensors", tensors)
         end = self.config.vocab_size - 1
@@ -322,16 +321,6 @@ def write_safetensors(path, tensors):
     head = json.dumps(header).encode()
     head += b" " * (-len(head) % 8)                                     # the numbers start aligned
     replace_file(path, struct.pack("<Q", len(head)), head, *blobs)
-
-def replace_file(path, *chunks):
-    """Write a file so that a reader, or a crash, finds the old one or the whole new one."""
-    part = Path(f"{path}.part")
-    with open(part, "wb") as file:
-        for chunk in chunks:
-            file.write(chunk)
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(path)
 
 # What config.json may say besides the shape. Anything else would compute something else.
 GPT2 = {"model_type": "gpt2", "activation_function": "gelu_new", "scale_attn_weights": True,

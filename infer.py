@@ -25,19 +25,8 @@ from pathlib import Path
 
 import torch
 
-from data import (
-    DATASETS,
-    HERE,
-    Problem,
-    Step,
-    calculate,
-    clean,
-    extract_answer,
-    get_tokenizer,
-    open_text,
-    segments,
-    tokenize,
-)
+from data import (DATASETS, HERE, Problem, Step, calculate, clean, extract_answer, get_tokenizer,
+                  read_lines, segments, tokenize)
 from gpt import GPT, KVCache, pick_device, read_config
 
 METHODS = {"socratic": ("decomposer", "solver"), "unified": ("unified",), "cot": ("cot",),
@@ -289,32 +278,10 @@ class Screen:
         print(text, end="", flush=True)
         self.begins_line = piece == b"\n"
 
-def print_dialogue(dialogue):
-    print(f"\nProblem: {clean(dialogue.problem.problem)}")
-    for turn in dialogue.turns:
-        print(f"{turn.speaker:10s} | {turn.kind}: {turn.text}")
-    print_answer(dialogue)
-
-def print_answer(dialogue):
-    if dialogue.ended != "finished":
-        print(f"[{dialogue.ended}]")
-    print(f"= {dialogue.answer or 'none found'}")
-
-def read_problems(lines, name):
-    """The problems of a file: a record of data.py a line, or plain text a line."""
-    problems = []
-    for n, line in enumerate(lines, 1):
-        if line.lstrip().startswith("{"):
-            try:
-                problems.append(Problem.from_json(line))
-            except ValueError as error:
-                raise SystemExit(f"{name}:{n}: {error}") from None
-        elif line.strip():
-            problems.append(Problem(f"{name}-{n}", line.strip()))
-    if not problems:
-        raise SystemExit("There is no problem to solve. Try: python infer.py 'Ava had 3 boxes with "
-                         "4 pens in each. Ava gave 5 pens to Ben. How many pens had Ava left?'")
-    return problems
+def read_problem(line):
+    """A line is a record of data.py, or the text of a problem."""
+    is_record = line.lstrip().startswith("{")
+    return Problem.from_json(line) if is_record else Problem("", clean(line))
 
 def parse_args(argv=None):
     parser = argparse.ArgumentParser(
@@ -342,12 +309,14 @@ def parse_args(argv=None):
 def main(args):
     typing = args.problem is None and args.file is None and sys.stdin.isatty()
     if args.problem is not None:
-        problems = read_problems([clean(args.problem)], "problem")
-    elif args.file and args.file != "-":
-        with open_text(args.file) as file:
-            problems = read_problems(file, args.file)
-    elif not typing:
-        problems = read_problems(sys.stdin, "stdin")
+        problems = [read_problem(args.problem)] if args.problem.strip() else []
+    else:
+        problems = [] if typing else read_lines(args.file or "-", read_problem)
+    if not problems and not typing:
+        raise SystemExit("There is no problem to solve. Try: python infer.py 'Ava had 3 boxes with "
+                         "4 pens in each. Ava gave 5 pens to Ben. How many pens had Ava left?'")
+    for n, problem in enumerate(problems, 1):
+        problem.id = problem.id or f"problem-{n}"
     folders = find_students(args.method, args.students, args.dataset, args.model)
     students = load_students(folders, args.device, args.dtype)
     options = {"method": args.method, "temperature": args.temperature, "seed": args.seed,
@@ -356,21 +325,23 @@ def main(args):
     def solve_aloud(problem):
         screen = Screen(color=sys.stdout.isatty())
         (dialogue,) = solve([problem], students, **options, on_text=screen.show)
-        print_answer(dialogue)
+        if dialogue.ended != "finished":
+            print(f"[{dialogue.ended}]")
+        print(f"= {dialogue.answer or 'none found'}")
 
     if typing:
         print("Type a problem, then Enter. An empty line ends.", file=sys.stderr)
         while text := input("\nProblem: ").strip():
-            solve_aloud(Problem("problem", text))
-    elif len(problems) == 1 and not args.json:
-        solve_aloud(problems[0])
-    else:
+            solve_aloud(Problem("problem-1", clean(text)))
+    elif args.json:
         for at in range(0, len(problems), 64):
             for dialogue in solve(problems[at:at + 64], students, **options):
-                if args.json:
-                    print(json.dumps(dialogue.to_json(), ensure_ascii=False))
-                else:
-                    print_dialogue(dialogue)
+                print(json.dumps(dialogue.to_json(), ensure_ascii=False))
+    else:
+        for problem in problems:
+            if len(problems) > 1:
+                print(f"\nProblem: {problem.problem}")
+            solve_aloud(problem)
 
 if __name__ == "__main__":
     try:

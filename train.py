@@ -34,7 +34,7 @@ import torch.nn.functional as F
 from torch.nn.parallel import DistributedDataParallel
 
 from data import (DATASETS, IGNORE, ROLES, can_learn, encode, get_tokenizer, load_problems,
-                  segments, show)
+                  read_lines, replace_file, segments, show)
 from gpt import GPT, SIZES, pick_device
 
 WARMUP = 0.05          # the share of the steps in which the learning rate rises to its peak
@@ -343,10 +343,9 @@ def record(path, step, **numbers):
 
 def cut_log(path, step):
     """Forget what was logged after `step`, and a last line that a kill tore."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= step]
-    path.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+    kept = read_lines(path, may_be_torn=True) if path.exists() else []
+    lines = [json.dumps(line) + "\n" for line in kept if line["step"] <= step]
+    replace_file(path, "".join(lines).encode())
 
 # ------------------------------------------------------------ the command
 

@@ -42,9 +42,9 @@ from torch.testing import assert_close
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import infer
-from data import HERE, IGNORE, Problem, batches, encode, get_tokenizer, load_problems, segments
-from gpt import GPT, SIZES, GPTConfig, keep_freed_memory
-from train import collate
+from data import HERE, IGNORE, Problem, encode, get_tokenizer, load_problems, segments
+from gpt import GPT, SIZES, GPTConfig
+from train import batches, collate, summed_loss
 
 FULL = SimpleNamespace(  # product, vector: sides of the ceilings' square matrices; the next three: of a training step
     config=SIZES["gpt2"], repeats=5, product=2048, vector=16384, solver_tokens=1024, singles=8, cot_tokens=2048,
@@ -109,7 +109,7 @@ def to_transformers(model):
 
 
 LOSSES = {  # of n learned tokens, the mean. The targets are shifted already: nobody reads a row's last token
-    "ours": lambda model, ids, targets, n: model(ids, targets=targets) / n,
+    "ours": lambda model, ids, targets, n: summed_loss(model, ids, targets) / n,
     "textbook": lambda model, ids, targets, n: F.cross_entropy(model(ids).flatten(0, 1), targets.flatten()),
     "transformers": lambda model, ids, targets, n: model(
         input_ids=ids, labels=targets, shift_labels=targets, num_items_in_batch=n, use_cache=False).loss}
@@ -188,23 +188,20 @@ def cot_training(size):
 
 
 class Row:
-    """A job for `infer.work`: n tokens after a prompt, likeliest or from a script."""
+    """A job for `infer.write`: n tokens after a prompt, likeliest or from a script."""
 
     def __init__(self, prompt, n, script):
-        self.role, self.feed, self.n, self.script, self.written = "row", prompt, n, script, []
+        self.ids, self.n, self.script, self.written = prompt, n, script, []
 
-    def tokens_to_read(self, tokenizer):
-        return self.feed
-
-    def take(self, token, tokenizer, calculator):
+    def take(self, token):
         self.written.append(self.script[len(self.written)] if self.script else token)
-        self.feed, self.role = self.written[-1:], "row" if len(self.written) < self.n else None
+        self.ids = self.written[-1:] if len(self.written) < self.n else []
 
 
 def decode(model, prompts, n_new, script=None):
     """Ours: row b writes n_new[b] tokens."""
     rows = [Row(*row) for row in zip(prompts, n_new, script or [None] * len(prompts))]
-    infer.work(infer.Student("row", model, None), rows, len(rows), temperature=0, calculator=False)
+    infer.write(infer.Student("row", model, None), rows, len(rows))
     return [row.written for row in rows]
 
 
@@ -275,11 +272,11 @@ def solve_dictated(problems, gold, model, tokenizer):
         n_turns = sum(turn.speaker == job.role for turn in job.dialogue.turns)
         return gold[job.dialogue.problem.id, job.role][n_turns][1][job.n_written]
 
-    def pick(logits, jobs, temperature, really_pick=infer.pick):
-        really_pick(logits, jobs, temperature)
+    def choose(logits, jobs, temperature, really_choose=infer.choose):
+        really_choose(logits, jobs, temperature)
         return [next_token(job) for job in jobs]
 
-    with mock.patch.object(infer, "pick", pick):
+    with mock.patch.object(infer, "choose", choose):
         dialogues = infer.solve(problems, {role: infer.Student(role, model, tokenizer) for role in STUDENTS})
     for p, dialogue in zip(problems, dialogues):
         texts = [s.question for s in p.steps] + [s.solution for s in p.steps] + [p.answer]
@@ -344,7 +341,6 @@ def cell(kind, n, repeats):
     """(seconds, MB above those of an idle process) of `tiny` at work."""
     pool, tokenizer, idle = load_problems("demo", "train", limit=300), get_tokenizer("tiny"), peak_mb()
     model = GPT(SIZES["tiny"])
-    keep_freed_memory()
     if kind == "steps":
         steps = [step for p in pool for step in p.steps]
         problems = [Problem(p.id, p.problem, steps[i * n:(i + 1) * n], "7") for i, p in enumerate(pool[:16])]
@@ -386,7 +382,6 @@ def main():
     if not HAS_TRANSFORMERS:
         print("transformers is not installed: its rows are left out")
     torch.manual_seed(0)
-    keep_freed_memory()  # for all sides
     try:
         for when in ("before", *args.rows, "after"):
             if when in ROWS:
