@@ -386,18 +386,18 @@ def get_tokenizer(name: str) -> tiktoken.Encoding:
 
 OPENAI = "openai/grade-school-math/master/grade_school_math/data/"
 FILES = {    # path below the data folder: (address on GitHub, sha256)
-    "gsm8k/train_socratic.jsonl": (OPENAI + "train_socratic.jsonl", "153d8655"
-        "1187cfd64ef7afb59bfd0ef75cea3ae9388e7ad31e43920b6dd77872"),
-    "gsm8k/test_socratic.jsonl": (OPENAI + "test_socratic.jsonl", "c9667336"
-        "2fa7a699f4836a9b6474a067448f95fe58064727501ee63ba4c3fdb6"),
-    "svamp/SVAMP.json": ("arkilpatel/SVAMP/main/SVAMP.json", "5be77703"
-        "a6d891ae476d7c082787ad361392aa02453b132516cdd5f4e7934e3e"),
-    "asdiv/ASDiv.xml": ("chaochun/nlu-asdiv-dataset/master/dataset/ASDiv.xml", "ef890406"
-        "8482919ac48c8eeaaf6df344b8a308ba66d048c2d4d87eab82dc4929"),
-    "strategyqa/train.json": ("eladsegal/strategyqa/main/data/strategyqa/train.json", "0f72560b"
-        "8a6fad3db847d2f1a7524fb087297843bb45a8d3245ffd68cbe0de12"),
-    "strategyqa/dev.json": ("eladsegal/strategyqa/main/data/strategyqa/dev.json", "0d94842f"
-        "fb022db8fd5ecd2168b785d5cf67f6faf64f665476bad544a3eb9dde"),
+    "gsm8k/train_socratic.jsonl": (OPENAI + "train_socratic.jsonl",
+        "153d86551187cfd64ef7afb59bfd0ef75cea3ae9388e7ad31e43920b6dd77872"),
+    "gsm8k/test_socratic.jsonl": (OPENAI + "test_socratic.jsonl",
+        "c96673362fa7a699f4836a9b6474a067448f95fe58064727501ee63ba4c3fdb6"),
+    "svamp/SVAMP.json": ("arkilpatel/SVAMP/main/SVAMP.json",
+        "5be77703a6d891ae476d7c082787ad361392aa02453b132516cdd5f4e7934e3e"),
+    "asdiv/ASDiv.xml": ("chaochun/nlu-asdiv-dataset/master/dataset/ASDiv.xml",
+        "ef8904068482919ac48c8eeaaf6df344b8a308ba66d048c2d4d87eab82dc4929"),
+    "strategyqa/train.json": ("eladsegal/strategyqa/main/data/strategyqa/train.json",
+        "0f72560b8a6fad3db847d2f1a7524fb087297843bb45a8d3245ffd68cbe0de12"),
+    "strategyqa/dev.json": ("eladsegal/strategyqa/main/data/strategyqa/dev.json",
+        "0d94842ffb022db8fd5ecd2168b785d5cf67f6faf64f665476bad544a3eb9dde"),
 }
 
 def find_file(name: str, data_dir=None) -> Path:
@@ -424,7 +424,9 @@ def download(url: str, path: Path, sha256: str | None = None) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         n_have = part.stat().st_size if part.exists() else 0
-        headers = {"Range": f"bytes={n_have}-"} if n_have else {}
+        headers = {"Accept-Encoding": "identity"}    # as many bytes as the file has
+        if n_have:
+            headers["Range"] = f"bytes={n_have}-"
         with requests.get(url, headers=headers, stream=True, timeout=60) as reply:
             if reply.status_code != 416:    # 416: the part was whole already
                 reply.raise_for_status()
@@ -711,7 +713,6 @@ def parse_args(argv=None):
     add = parser.add_argument
     add("--dataset", default="demo", choices=DATASETS, help="which problems")
     add("--data-dir", help="folder of the data sets (None: SOCRATIC_DATA, or data/)")
-    add("--annotations", help="a teacher's annotations (JSONL) to join to the training problems")
     add("--role", choices=ROLES, help="show this role only (None: all)")
     add("--limit", type=int, default=1, help="how many training problems to show")
     return parser.parse_args(argv)
@@ -722,7 +723,7 @@ def main(args):
         counts = Counter(len(problem.steps) for problem in problems)
         by_steps = " ".join(f"{n}:{count:,}" for n, count in sorted(counts.items()))
         print(f"{args.dataset}/{split:5s} {len(problems):6,} problems | by steps: {by_steps}")
-    problems = load_problems(args.dataset, "train", args.data_dir, annotations=args.annotations)
+    problems = load_problems(args.dataset, "train", args.data_dir)
     color = sys.stdout.isatty()
     for role in [args.role] if args.role else ROLES:
         fits = [problem for problem in problems if can_learn(problem, role)]

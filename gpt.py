@@ -132,18 +132,21 @@ class GPT(nn.Module):
             x = block(x)
         return self.head(x if where is None else x[where])
 
-    def append(self, ids, cache, rows):
+    def append(self, ids, cache, rows, counts):
         """
-        Append ids (R, T) to some rows of a cache (a slice of them). Logits (R, V) of the last ones.
+        Append the first counts[i] tokens of ids[i] (R, T) to some rows of a cache (a slice or a
+        list). Returns the logits of the last ones (R, V).
 
-        Two uses: one row reads T tokens, or all rows write one token each.
+        Two uses: some rows read a cue each, or all rows write one token each. Cues are padded on
+        the right. The padding is stored beyond the end of its row, where no query of that row may
+        look before other tokens have taken its place.
         """
-        position, visible = cache.extend(rows, ids.shape[1])            # (R, T), (R, 1, T, S)
+        position, visible = cache.extend(rows, counts, ids.shape[1])    # (R, T), (R, 1, T, S)
         x = self.wte(ids) + self.wpe(position)                          # (R, T, C)
         for layer, block in enumerate(self.h):
-            keys, values = cache.keys[layer, rows], cache.values[layer, rows]
-            x = block(x, Past(keys, values, position, visible))
-        return self.head(x[:, -1])
+            past = Past(cache.keys[layer], cache.values[layer], rows, position, visible)
+            x = block(x, past)
+        return self.head(x[torch.arange(len(x)), torch.as_tensor(counts) - 1])
 
     def head(self, x):
         """Logits (..., V) of the last block's output (..., C); the head is tied to wte."""
@@ -218,7 +221,7 @@ class KVCache:
     The keys and values of every token that has been read or written so far.
 
     keys, values  (layer, row, H, S, D), zeros at first: a NaN would get through any mask
-    lengths       a list: how many tokens each row holds
+    lengths       (row,) on the CPU: how many tokens each row holds
 
     Each row grows at its own pace. Nothing is padded on the left and nothing is read twice.
     """
@@ -229,23 +232,25 @@ class KVCache:
         shape = (config.n_layer, n_rows, config.n_head, S, D)
         self.keys = torch.zeros(shape, device=device, dtype=dtype)
         self.values = torch.zeros(shape, device=device, dtype=dtype)
-        self.lengths = [0] * n_rows
+        self.lengths = torch.zeros(n_rows, dtype=torch.long)
 
-    def extend(self, rows, n_tokens):
+    def extend(self, rows, counts, n_columns):
         """
-        Make room for `n_tokens` more in each of these rows. Returns their positions (R, T) and
-        what they may see: key position <= query position, (R, 1, T, S) up to the longest row.
+        Make room for counts[i] more tokens in each of these rows. Returns the positions (R, T) of
+        `n_columns` tokens each, and what they may see: key position <= query position,
+        (R, 1, T, S) up to the longest row.
         """
-        lengths = torch.tensor(self.lengths[rows])
-        position = lengths[:, None] + torch.arange(n_tokens)
-        longest, capacity = int(lengths.max()) + n_tokens, self.keys.shape[3]
-        assert longest <= self.n_positions, f"{longest} tokens, but {self.n_positions} positions"
+        lengths, counts = self.lengths[rows], torch.as_tensor(counts)
+        needed, capacity = int((lengths + counts).max()), self.keys.shape[3]
+        assert needed <= self.n_positions, f"{needed} tokens, but {self.n_positions} positions"
+        longest = min(int(lengths.max()) + n_columns, self.n_positions)
         if longest > capacity:
             more = min(max(longest, 2 * capacity), self.n_positions) - capacity
             self.keys = F.pad(self.keys, (0, 0, 0, more))
             self.values = F.pad(self.values, (0, 0, 0, more))
-        self.lengths[rows] = (lengths + n_tokens).tolist()
-        position = position.to(self.keys.device)
+        position = (lengths[:, None] + torch.arange(n_columns)).clamp(max=self.n_positions - 1)
+        position = position.to(self.keys.device)                        # clamped: of padding only
+        self.lengths[rows] += counts
         visible = torch.arange(longest, device=position.device) <= position[:, None, :, None]
         return position, visible
 
@@ -254,17 +259,18 @@ class KVCache:
         self.keys[:, row], self.values[:, row] = self.keys[:, -1], self.values[:, -1]
         self.keys, self.values = self.keys[:, :-1], self.values[:, :-1]
         self.lengths[row] = self.lengths[-1]
-        self.lengths.pop()
+        self.lengths = self.lengths[:-1]
 
-class Past(namedtuple("Past", "keys values position visible")):
-    """What one layer remembers of the rows that take part: keys and values (R, H, S, D)."""
+class Past(namedtuple("Past", "keys values rows position visible")):
+    """What one layer remembers, keys and values (row, H, S, D), and which rows take part."""
 
     def add(self, k, v):
-        """Store the new k and v (R, H, T, D). Returns all keys and values up to the longest row."""
-        row, S = torch.arange(len(k), device=k.device)[:, None], self.visible.shape[-1]
+        """Store the new k and v (R, H, T, D). Returns all of these rows up to the longest one."""
+        S = self.visible.shape[-1]
+        row = torch.arange(len(self.keys), device=k.device)[self.rows, None]    # (R, 1)
         self.keys[row, :, self.position] = k.transpose(1, 2)
         self.values[row, :, self.position] = v.transpose(1, 2)
-        return self.keys[:, :, :S], self.values[:, :, :S]
+        return self.keys[self.rows, :, :S], self.values[self.rows, :, :S]
 
 # ------------------------------------------------------------ safetensors and config.json
 

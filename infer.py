@@ -91,12 +91,18 @@ class Job:
         self.rng = random.Random(f"{seed} {dialogue.problem.id} {dialogue.problem.problem}")
         self.calculator, self.on_text = calculator, on_text or (lambda speaker, text: None)
         self.forced = []    # tokens that the calculator has still to write
+        self.n_tokens, self.n_positions = 0, student.model.config.n_positions
         self.next_cue([])
 
     def next_cue(self, before):
         cue = self.cues.popleft()
-        self.ids = [token for text in before + cue for token in tokenize(text, self.tokenizer)]
+        self.read([token for text in before + cue for token in tokenize(text, self.tokenizer)])
         self.start_turn(cue[-1] if cue[-1] in ("Solution:", "Answer:") else "")
+
+    def read(self, ids):
+        self.ids, self.n_tokens = ids, self.n_tokens + len(ids)
+        if self.n_tokens > self.n_positions:
+            self.stop(f"the dialogue outgrew the {self.role}: over {self.n_positions:,} tokens")
 
     def start_turn(self, label):
         self.label, self.text, self.n_written = label, b"", 0
@@ -110,41 +116,45 @@ class Job:
         is_end = token == self.tokenizer.eot_token
         piece = b"" if is_end else self.tokenizer.decode_single_token_bytes(token)
         line, newline, _ = piece.partition(b"\n")
-        self.ids, self.text, self.n_written = [token], self.text + line, self.n_written + 1
+        self.text, self.n_written = self.text + line, self.n_written + 1
         self.on_text(speaker, line)
         if is_end or newline:
-            self.end_turn(is_end)
+            self.file_turn()
+            self.go_on(is_end)
         elif self.n_written >= MAX_TURN:
-            self.end_turn(is_end)
+            self.file_turn()
             self.stop(f"the {self.role}'s turn did not end within {MAX_TURN} tokens")
-        elif self.calculator and line.endswith(b"="):
+        else:
+            self.read([token])
             # subtle: from `<<3*4=` on, the calculator writes `12>>`, one token a step.
             match = re.search(r"<<([^<>=]*)=$", self.text.decode(errors="replace"))
-            result = calculate(match[1]) if match else None
-            if result is not None:
+            result = calculate(match[1]) if match and self.calculator else None
+            if result is not None and line:
                 self.forced = tokenize(f"{result}>>", self.tokenizer)
 
-    def end_turn(self, is_end):
-        """File the turn. Then the next cue is read, or the student writes on, or it is done."""
+    def file_turn(self):
         text = self.text.decode(errors="replace")
         if not self.label:    # the student was free to write a label
             match = re.match(r"(Subquestion|Solution|Answer):", text)
             text = text[match.end():] if match else text
             usual = "Subquestion:" if self.role == "decomposer" else "Solution:"
             self.label = match[0] if match else usual
-        kind, dialogue = self.label[:-1], self.dialogue
-        dialogue.turns.append(Turn(self.role, kind, text.strip()))
+        self.dialogue.turns.append(Turn(self.role, self.label[:-1], text.strip()))
+        if self.label == "Answer:":
+            self.dialogue.answer = extract_answer(f"Answer:{text}")
         self.on_text(self.role, b"\n")
-        if kind == "Answer":
-            dialogue.answer = extract_answer(f"Answer:{text}")
+
+    def go_on(self, is_end):
+        """After a turn the next cue is read, or the student writes another turn, or it is done."""
+        max_turns = MAX_QUESTIONS if self.role == "decomposer" else 2 * MAX_QUESTIONS
         if self.cues:
             self.next_cue(["\n"])    # the newline that ends the turn is read before the next cue
-        elif is_end or kind == "Answer" or self.role in ("solver", "answer"):
+        elif is_end or self.label == "Answer:" or self.role == "solver":
             self.ids = []
-        elif len(dialogue.turns) >= MAX_QUESTIONS * (1 if self.role == "decomposer" else 2):
-            self.stop(f"the {self.role} was stopped after {MAX_QUESTIONS} subquestions")
+        elif len(self.dialogue.turns) >= max_turns:
+            self.stop(f"the {self.role} was stopped after {max_turns} turns")
         else:
-            self.ids = tokenize("\n", self.tokenizer)
+            self.read(tokenize("\n", self.tokenizer))
             self.start_turn("")
 
     def stop(self, why):
@@ -163,39 +173,35 @@ def choose(logits, jobs, temperature):
 def write(student, jobs, batch_size=64, temperature=0.0):
     """Let a student do its jobs, `batch_size` of them at a time, each in a row of the cache."""
     model, device = student.model, student.model.wte.weight.device
-    waiting = deque(jobs)
-    rows = [waiting.popleft() for _ in range(min(batch_size, len(jobs)))]
+    waiting = deque(job for job in jobs if job.ids)
+    rows = [waiting.popleft() for _ in range(min(batch_size, len(waiting)))]
     cache = KVCache(model.config, len(rows), device=device, dtype=model.wte.weight.dtype)
 
-    def feed(at):
-        """Give the jobs of these rows what they read next; each chooses a token."""
-        ids = torch.tensor([job.ids for job in rows[at]], device=device)        # (R, T)
-        logits = model.append(ids, cache, at)                                   # (R, V)
-        for job, token in zip(rows[at], choose(logits, rows[at], temperature)):
+    def feed(some):
+        """Give the jobs of some rows what they read next; each chooses a token."""
+        jobs = rows[some] if isinstance(some, slice) else [rows[row] for row in some]
+        counts = [len(job.ids) for job in jobs]
+        ids = [job.ids + [0] * (max(counts) - len(job.ids)) for job in jobs]    # (R, T)
+        logits = model.append(torch.tensor(ids, device=device), cache, some, counts)
+        for job, token in zip(jobs, choose(logits, jobs, temperature)):
             job.take(token)
 
     while rows:
-        # First every row reads the cue that it has before it, alone and in one go ...
-        row = 0
-        while row < len(rows):
-            job = rows[row]
-            if cache.lengths[row] + len(job.ids) > model.config.n_positions:
-                job.stop(f"the dialogue outgrew the {job.role}: more than "
-                         f"{model.config.n_positions:,} tokens")
-            if job.ids and len(job.ids) == 1:
-                row += 1
-            elif job.ids:
-                feed(slice(row, row + 1))
-            elif waiting:    # the job is done; another one gets its row,
+        for row in reversed(range(len(rows))):
+            if rows[row].ids:
+                continue
+            if waiting:    # the job of this row is done: another one takes the row,
                 rows[row] = waiting.popleft()
                 cache.lengths[row] = 0
-            else:            # or the last row moves into the gap
+            else:          # or the last row moves into the gap
                 cache.drop(row)
                 rows[row] = rows[-1]
                 rows.pop()
-        # ... then all rows write one token each.
-        if rows:
-            feed(slice(0, len(rows)))
+        reading = [row for row, job in enumerate(rows) if len(job.ids) > 1]
+        if reading:
+            feed(reading)    # rows with a cue before them read it, each in one go
+        elif rows:
+            feed(slice(None))    # all rows write one token each
 
 def solve(problems, students, method="socratic", batch_size=64, temperature=0.0, seed=0,
           calculator=True, on_text=None, given=None):

@@ -96,12 +96,12 @@ class Actor(torch.nn.Module):
         self.wte = torch.nn.Embedding(2048, 1)
         self.lines = lines
 
-    def append(self, ids, cache, rows):
-        position, _ = cache.extend(rows, ids.shape[1])
-        row = torch.arange(rows.start, rows.stop)[:, None]
-        cache.keys[0, row, 0, position, 0] = ids.float()
+    def append(self, ids, cache, rows, counts):
+        chosen = range(len(cache.lengths))[rows] if isinstance(rows, slice) else rows
+        position, _ = cache.extend(rows, counts, ids.shape[1])
+        cache.keys[0, torch.tensor(chosen)[:, None], 0, position, 0] = ids.float()
         logits = torch.zeros(len(ids), 2048)
-        for i, row in enumerate(range(rows.start, rows.stop)):
+        for i, row in enumerate(chosen):
             text = TOKENIZER.decode(cache.keys[0, row, 0, :cache.lengths[row], 0].long().tolist())
             wanted = self.lines(text)
             logits[i, tokenize(wanted, TOKENIZER)[0] if wanted else TOKENIZER.eot_token] = 1

@@ -121,17 +121,17 @@ class Rows:
         self.cache = KVCache(model.config, n_rows, n_positions, dtype=model.wte.weight.dtype)
 
     @torch.no_grad()
-    def append(self, first, new):
-        """Append new[i] to row first + i. Returns the last logits with the cache and without one, both (R, V)."""
-        rows = slice(first, first + len(new))
-        self.tokens[rows] = [old + more for old, more in zip(self.tokens[rows], new)]
-        cached = self.model.append(torch.tensor(new), self.cache, rows)
-        plain = torch.stack([self.model(torch.tensor([tokens]))[0, -1] for tokens in self.tokens[rows]])
-        assert self.cache.lengths == [len(tokens) for tokens in self.tokens]
+    def append(self, rows, new, garbage=0):
+        """Append new[i] to the rows (a slice or a list). Returns the last logits with the cache and without, both (R, V)."""
+        chosen = list(range(len(self.tokens)))[rows] if isinstance(rows, slice) else rows
+        width = max(map(len, new)) + (rows != slice(None))              # the padding must never be looked at
+        ids = torch.tensor([tokens + [garbage] * (width - len(tokens)) for tokens in new])
+        for row, tokens in zip(chosen, new):
+            self.tokens[row] = self.tokens[row] + tokens
+        cached = self.model.append(ids, self.cache, rows, [len(tokens) for tokens in new])
+        plain = torch.stack([self.model(torch.tensor([self.tokens[row]]))[0, -1] for row in chosen])
+        assert self.cache.lengths.tolist() == [len(tokens) for tokens in self.tokens]
         return cached, plain
-
-    def read(self, row, tokens):
-        return self.append(row, [tokens])
 
     def drop(self, row):
         self.cache.drop(row)
@@ -144,25 +144,22 @@ def ragged_turns(dtype):
     draw = random.Random(0)
     rows = Rows(toy_model(dtype=dtype), 6)
 
-    def some(n):
-        return [draw.randrange(TOY.vocab_size) for _ in range(n)]
+    def some(*counts):
+        return [[draw.randrange(TOY.vocab_size) for _ in range(n)] for n in counts]
 
     def all_write(times):
         for _ in range(times):
-            yield rows.append(0, [some(1) for _ in rows.tokens])
+            yield rows.append(slice(None), some(*[1] * len(rows.tokens)))
 
-    for row, n in enumerate((1, 190, 37, 2, 64, 129)):                  # turn 1: each row reads its problem
-        yield rows.read(row, some(n))
+    yield rows.append(list(range(6)), some(1, 190, 37, 2, 64, 129), garbage=60)     # turn 1: all read their problems
     yield from all_write(3)
-    for row, n in ((2, 5), (0, 1), (5, 3)):                             # some read their next cue
-        yield rows.read(row, some(n))
+    yield rows.append([2, 0, 5], some(5, 1, 3))                         # some read their next cue
     yield from all_write(2)
     for row in (4, 0, 0):                                               # rows that are done leave
         rows.drop(row)
         yield from all_write(1)
-    yield rows.read(1, some(20))                                        # turn 2
     rows.cache.lengths[2], rows.tokens[2] = 0, []                       # a new dialogue takes over a row
-    yield rows.read(2, some(70))
+    yield rows.append([1, 2], some(20, 70), garbage=7)                  # turn 2
     yield from all_write(5)
 
 
@@ -175,45 +172,42 @@ def test_ragged_cached_turns_equal_no_cache():
 def test_any_sequence_of_reads_writes_and_drops_equals_no_cache(seed):
     draw = random.Random(seed)
     rows = Rows(toy_model(), 5, n_positions=draw.choice([1, 8, 64, 500]))
-    for row in range(5):
-        rows.read(row, [draw.randrange(61)])
+    rows.append([0, 1, 2, 3, 4], [[draw.randrange(61)] for _ in range(5)])
     for _ in range(14):
         n_rows = len(rows.tokens)
         if draw.random() < 0.2 and n_rows > 1:
             rows.drop(draw.randrange(n_rows))
             continue
-        n, first, last = 1, 0, n_rows
-        if draw.random() < 0.5:                                         # some neighbours read, else all write
-            n, first = draw.randint(2, 30), draw.randrange(n_rows)
-            last = draw.randint(first + 1, n_rows)
-        n = min(n, TOY.n_positions - max(map(len, rows.tokens)))
-        cached, plain = rows.append(first, [[draw.randrange(61) for _ in range(n)] for _ in range(first, last)])
-        assert differ(cached, plain) <= 1e-10
+        chosen = draw.sample(range(n_rows), draw.randint(1, n_rows)) if draw.random() < 0.5 else slice(None)
+        room = [TOY.n_positions - len(tokens) for tokens in rows.tokens]
+        counts = [1] * n_rows if chosen == slice(None) else [min(room[row], draw.randint(1, 30)) for row in chosen]
+        if min(room) > 0:
+            cached, plain = rows.append(chosen, [[draw.randrange(61) for _ in range(n)] for n in counts], garbage=60)
+            assert differ(cached, plain) <= 1e-10
 
 
 def test_the_cache_can_be_full_to_the_last_position_and_no_further():
     model, ids = toy_model(), random_ids(2, TOY.n_positions)
-    cache, first, second = KVCache(TOY, 2, dtype=torch.float64), slice(0, 1), slice(1, 2)
+    cache = KVCache(TOY, 2, dtype=torch.float64)
     with torch.no_grad():
-        assert differ(model.append(ids[:1], cache, first)[0], model(ids)[0, -1]) <= 1e-10
-        model.append(ids[1:, :4], cache, second)
+        logits = model.append(ids, cache, [0, 1], [TOY.n_positions, 4])
+        assert differ(logits[0], model(ids)[0, -1]) <= 1e-10
         with pytest.raises(AssertionError, match="231 tokens.* 230"):
-            model.append(ids[:, :1], cache, slice(0, 2))
-        # A refused call leaves the cache as it was: the other row can go on.
-        assert differ(model.append(ids[1:, 4:5], cache, second)[0], model(ids[:, :5])[1, -1]) <= 1e-10
-    assert cache.lengths == [230, 5]
+            model.append(ids[:, :1], cache, slice(None), [1, 1])
+        # A refused call leaves the cache as it was: the other row can go on. Its padding ends where the positions do.
+        assert differ(model.append(ids[1:, 4:], cache, [1], [1])[0], model(ids[:, :5])[1, -1]) <= 1e-10
+        rest = model.append(ids[1:, 5:], cache, [1], [TOY.n_positions - 5])
+        assert differ(rest[0], model(ids)[1, -1]) <= 1e-10
+    assert cache.lengths.tolist() == [230, 230]
 
 
-def test_nothing_beyond_a_rows_own_tokens_is_stored_and_nothing_becomes_nan():
+def test_nothing_becomes_nan_and_a_row_that_takes_no_part_stays_empty():
     rows = Rows(toy_model(), 4, n_positions=2)
-    for row, n in ((0, 9), (1, 1), (3, 2), (1, 7), (0, 1)):             # row 2 never takes part
-        cached, _ = rows.read(row, list(range(1, n + 1)))
+    for some, counts in (([0, 1], (9, 1)), ([3], (2,)), ([1, 0], (7, 1))):          # row 2 never takes part
+        cached, _ = rows.append(some, [list(range(1, n + 1)) for n in counts])
         assert torch.isfinite(cached).all()
-    for b, length in enumerate(rows.cache.lengths):
-        for stored in (rows.cache.keys, rows.cache.values):
-            assert (stored[:, b, :, :length] != 0).all()
-            assert (stored[:, b, :, length:] == 0).all()
-    assert rows.cache.lengths == [10, 8, 0, 2]
+    assert rows.cache.lengths.tolist() == [10, 8, 0, 2]
+    assert not rows.cache.keys[:, 2].any() and not rows.cache.values[:, 2].any()
 
 
 # ---------------------------------------------------------------- files, by a reader and a writer of the test's own
