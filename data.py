@@ -17,7 +17,8 @@ A role says who reads and who learns to write which part of it; see `segments`.
 
 Reads   students/stories.toml     the story table of the demo
         data/<dataset>/...        the authors' files (--data-dir or SOCRATIC_DATA: another folder)
-Order   records, the dialogue and its roles, arithmetic, answers, tokenizers, data sets, the demo
+Order   records, the dialogue and its roles, arithmetic, answers, tokenizers, files, data sets,
+        the demo
 """
 
 import argparse
@@ -82,7 +83,7 @@ EXAMPLE = {"id": "", "problem": "", "steps": [{"question": "", "solution": ""}],
            "source": "", "evidence": [""]}
 
 def check_shape(value, example, name: str) -> None:
-    """Raise a ValueError unless the JSON value is built like the example (evidence may lack)."""
+    """Raise a ValueError unless the value is built like the example (evidence may be missing)."""
     if type(value) is not type(example):
         kinds = {dict: "an object", list: "a list", str: "a string"}
         raise ValueError(f"{name} must be {kinds[type(example)]}")
@@ -104,7 +105,7 @@ def read_lines(path, parse=json.loads, may_be_torn=False):
     """
     values, n = [], 0
     try:
-        with open_text(path) as file:
+        with open_text(path, errors="ignore" if may_be_torn else "strict") as file:
             for n, line in enumerate(file, 1):    # noqa: B007 (the error below names n)
                 if line.strip() and not (may_be_torn and not line.endswith("\n")):
                     values.append(parse(line))
@@ -115,12 +116,12 @@ def read_lines(path, parse=json.loads, may_be_torn=False):
 def read_records(path) -> list[Problem]:
     return read_lines(path, Problem.from_json)
 
-def open_text(path):
+def open_text(path, errors="strict"):
     if path == "-":
         return sys.stdin
     if not Path(path).is_file():
         raise SystemExit(f"{path} does not exist.")
-    return open(path, encoding="utf-8-sig")    # some editors begin a file with a byte order mark
+    return open(path, encoding="utf-8-sig", errors=errors)    # -sig: skips a byte order mark
 
 def replace_file(path, *chunks: bytes) -> None:
     """Write a file so that a reader, or a crash, finds the old one or the whole new one."""
@@ -218,8 +219,8 @@ def tokenize(text: str, tokenizer) -> list[int]:
     """
     The token ids of one segment.
 
-    subtle: the text is cut after every `=` and `>>` of a calculator annotation. While a student
-    writes, the calculator continues at exactly these places, so both see the same tokens.
+    subtle: the text is cut after the `=` and the `>>` of a calculator annotation. While a student
+    writes, the calculator begins and ends at these places, so both see the same tokens.
     """
     pieces = re.split(r"(?<=>>)|(?<==)(?=[^<>=]*>>)", text)
     return [token for piece in pieces for token in tokenizer.encode_ordinary(piece)]

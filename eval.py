@@ -2,7 +2,7 @@
 How well, and where does it break? Students are scored on a test split.
 
     python eval.py                                  decomposer and solver on the demo's test split
-    python eval.py --method cot --dataset gsm8k     a chain-of-thought student on GSM8K's
+    python eval.py --method cot --dataset gsm8k     chain of thought, on GSM8K's test split
     python eval.py --samples 8                      self-consistency: the majority of 8 dialogues
     python eval.py --compare A.jsonl B.jsonl        is the difference more than luck?
     python eval.py --rescore A.jsonl B.jsonl        finished runs again, without students; the mean
@@ -35,7 +35,8 @@ from data import (DATASETS, HERE, Step, clean, extract_answer, load_problems, re
 from infer import METHODS, find_students, load_students, pick_device, solve
 
 SAMPLE_TEMPERATURE = 0.7    # of --samples
-STAGES = {    # where a wrong answer broke: the first one that holds
+CODE = ("data.py", "gpt.py", "infer.py", "eval.py")    # what shapes the predictions
+STAGES = {    # where a wrong answer broke (see `stage`)
     "cut off": "cut off before its end",
     "format": "format: right if read leniently",
     "arithmetic": "arithmetic: right with the calculator",
@@ -69,7 +70,7 @@ def count(hits):
 
 def mcnemar(wins, losses):
     """
-    The exact two-sided p of McNemar (1947): how often a fair coin is at least as uneven.
+    The exact two-sided p of McNemar (1947): the chance that fair coin flips differ as much.
 
     >>> mcnemar(5, 0), mcnemar(3, 3)
     (0.0625, 1.0)
@@ -153,7 +154,7 @@ def make_header(args, folders, problems):
     settings = {flag: getattr(args, flag) for flag in flags} | {
         "n": len(problems), "problems_sha256": sha256(problem.to_json() for problem in problems),
         "students": {role: sha256_of(f / "model.safetensors") for role, f in folders.items()},
-        "code_sha256": sha256(sha256_of(HERE / name) for name in ("data.py", "gpt.py", "infer.py")),
+        "code_sha256": sha256(sha256_of(HERE / name) for name in CODE),
         "device": device.type, "dtype": str(dtype).removeprefix("torch.")}
     git = subprocess.run("git describe --always --dirty", shell=True, cwd=HERE, text=True,
                          capture_output=True)
@@ -227,7 +228,8 @@ def elect(samples):
 
 def diagnose(args, records, problems, run):
     """
-    Solve again with one thing changed. Adds to each record its `oracles` {name: dialogue}:
+    An oracle is a second dialogue in which one part is replaced, most often by the correct (gold)
+    one. Adds to each record its `oracles` {name: dialogue}:
 
     calculator          on, for a wrong answer without it; off, for a right answer with it
     gold subquestions   the solver writes the rest

@@ -69,10 +69,11 @@ class Attention(nn.Module):
         B, T, C = x.shape
         qkv = self.c_attn(x).view(B, T, 3, self.n_head, C // self.n_head)
         q, k, v = qkv.permute(2, 0, 3, 1, 4)                            # 3 x (B, H, T, D)
+        visible = None if past is None else past.visible                # (R, 1, T, S)
         if past is not None:
             k, v = past.add(k, v)                                       # 2 x (R, H, S, D)
         # Softmax of q k^T / sqrt(D). Without 1/sqrt(D) the scores grow with D and it saturates.
-        y = F.scaled_dot_product_attention(q, k, v, past and past.visible, is_causal=past is None)
+        y = F.scaled_dot_product_attention(q, k, v, visible, is_causal=visible is None)
         return self.c_proj(y.transpose(1, 2).reshape(B, T, C))
 
 class MLP(nn.Module):
@@ -209,7 +210,7 @@ def pick_device(device, dtype):
         device = f"cuda:{os.environ['LOCAL_RANK']}"
     device = torch.device(device)
     if dtype == "auto" and device.type == "cuda":
-        dtype = "bf16" if torch.cuda.is_bf16_supported() else "fp16"
+        dtype = "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
     dtypes = {"auto": torch.float32, "fp32": torch.float32, "bf16": torch.bfloat16,
               "fp16": torch.float16}
     return device, dtypes[dtype]
@@ -226,9 +227,9 @@ class KVCache:
     Each row grows at its own pace. Nothing is padded on the left and nothing is read twice.
     """
 
-    def __init__(self, config, n_rows, n_positions=64, device=None, dtype=None):
+    def __init__(self, config, n_rows, capacity=64, device=None, dtype=None):
         self.n_positions = config.n_positions
-        S, D = min(n_positions, config.n_positions), config.n_embd // config.n_head
+        S, D = min(capacity, config.n_positions), config.n_embd // config.n_head
         shape = (config.n_layer, n_rows, config.n_head, S, D)
         self.keys = torch.zeros(shape, device=device, dtype=dtype)
         self.values = torch.zeros(shape, device=device, dtype=dtype)

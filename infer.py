@@ -3,7 +3,7 @@ Does it think? Trained students solve problems: the decomposer asks, the solver 
 
     python infer.py 'Ava has 3 boxes with 4 pens each. She gives away 5. How many are left?'
     python infer.py                                  type problems at a prompt
-    python infer.py --file problems.txt --json       a problem a line: text, or a record of data.py
+    python infer.py --file problems.txt --json       one problem per line (text, or a record)
 
 Reads   the students of --students, else yours in runs/, else the embedded ones in students/
 Writes  the dialogue, on the screen
@@ -32,7 +32,7 @@ from gpt import GPT, KVCache, pick_device, read_config
 METHODS = {"socratic": ("decomposer", "solver"), "unified": ("unified",), "cot": ("cot",),
            "answer": ("answer",)}
 MAX_QUESTIONS = 16    # a decomposer that never stops is stopped
-MAX_TURN = 256        # tokens; so is a turn that never ends
+MAX_TURN = 256        # tokens; a turn that never ends is stopped too
 
 @dataclass
 class Student:
@@ -110,7 +110,7 @@ class Job:
             self.on_text(self.role, label.encode())
 
     def take(self, token):
-        """The student has chosen a token. It is written, unless the calculator is writing."""
+        """The student has chosen a token. While the calculator writes, it is thrown away."""
         speaker = "calculator" if self.forced else self.role
         token = self.forced.pop(0) if self.forced else token
         is_end = token == self.tokenizer.eot_token

@@ -45,7 +45,7 @@ N_EVALS = 10           # how often a run validates, and saves what --resume need
 # ------------------------------------------------------------ batches
 
 def make_examples(problems, role, tokenizer, n_positions):
-    """[(ids, targets)] of the problems that teach this role and fit the model; the rest is said."""
+    """[(ids, targets)] of the problems that teach this role and fit the model; counts the rest."""
     fits = [problem for problem in problems if can_learn(problem, role)]
     examples = [encode(segments(problem, role), tokenizer) for problem in fits]
     # One that is too long is dropped: cutting it would cut its answer off.
@@ -57,10 +57,10 @@ def make_examples(problems, role, tokenizer, n_positions):
 
 def batches(examples, n_tokens, rng):
     """
-    Lists of example numbers: every example once, at most `n_tokens` tokens with padding a list.
+    Lists of example numbers: every example once, at most `n_tokens` tokens per list with padding.
 
     Rows of nearly the same length stand together, so almost nothing is padded. The order of the
-    lists is random, and so is which examples of the same length meet.
+    lists is random, and so is which examples of one length share a list.
     """
     order = list(range(len(examples)))
     rng.shuffle(order)

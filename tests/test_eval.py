@@ -362,6 +362,13 @@ def test_a_run_interrupted_while_it_works_goes_on(command, monkeypatch):
     assert only("*.jsonl").read_bytes() == whole
 
 
+def test_a_kill_in_the_middle_of_a_letter_loses_that_line_only(command):
+    write_run("a.jsonl", [record(), record(problem="café")])
+    whole = Path("a.jsonl").read_bytes()
+    Path("a.jsonl").write_bytes(whole[:whole.rindex("é".encode()) + 1])
+    assert len(script.read_predictions(Path("a.jsonl"))[1]) == 1
+
+
 def test_rescoring_equals_scoring_and_needs_no_student(command, capsys, monkeypatch):
     command("--limit", "4")
     printed, scored = capsys.readouterr().out, only("*.json").read_text()
