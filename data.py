@@ -33,7 +33,7 @@ import sys
 import time
 import tomllib
 from collections import Counter
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from fractions import Fraction
 from functools import cache
 from pathlib import Path
@@ -484,7 +484,8 @@ def load_problems(dataset, split, data_dir=None, limit=None, annotations=None) -
     if annotations:
         by_id = {record.id: record for record in read_records(annotations)}
         n_asked = len(problems)
-        problems = [by_id[problem.id] for problem in problems if problem.id in by_id]
+        problems = [replace(p, steps=by_id[p.id].steps, source=by_id[p.id].source)
+                    for p in problems if p.id in by_id]
         print(f"{annotations}: {len(by_id)} annotations, {len(problems)} match the "
               f"{n_asked} problems of {dataset}/{split}", file=sys.stderr)
     return problems[:limit]
@@ -724,11 +725,12 @@ def main(args):
         counts = Counter(len(problem.steps) for problem in problems)
         by_steps = " ".join(f"{n}:{count:,}" for n, count in sorted(counts.items()))
         print(f"{args.dataset}/{split:5s} {len(problems):6,} problems | by steps: {by_steps}")
-    problems = load_problems(args.dataset, "train", args.data_dir)
+        if split == "train":
+            examples = problems
     color = sys.stdout.isatty()
     for role in [args.role] if args.role else ROLES:
-        fits = [problem for problem in problems if can_learn(problem, role)]
-        print(f"\n{role}: {len(fits):,} of {len(problems):,} training problems hold what it learns "
+        fits = [problem for problem in examples if can_learn(problem, role)]
+        print(f"\n{role}: {len(fits):,} of {len(examples):,} training problems hold what it learns "
               f"to write ({'green' if color else 'marked ‹so›'})")
         for problem in fits[:args.limit]:
             ids, targets = encode(segments(problem, role), get_tokenizer("tiny"))

@@ -401,7 +401,7 @@ def compare(path_a, path_b):
                                             "no difference shown, luck alone does as much"))
     for name, flips in (("A", only_a), ("B", only_b)):
         for record in sorted(flips, key=lambda record: len(record["problem"]))[:3]:
-            print(f"only {name} is right: {record['id']}: {record['problem']}"[:85] + "...")
+            print(f"only {name} is right: {record['id']}: {record['problem']}"[:88])
 
 # ------------------------------------------------------------ the report, a static page
 

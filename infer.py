@@ -88,7 +88,8 @@ class Job:
     def __init__(self, dialogue, student, cues, seed=0, calculator=True, on_text=None):
         self.dialogue, self.role, self.tokenizer = dialogue, student.role, student.tokenizer
         self.cues = deque(cues)
-        self.rng = random.Random(f"{seed} {dialogue.problem.id} {dialogue.problem.problem}")
+        problem = dialogue.problem
+        self.rng = random.Random(f"{seed} {self.role} {problem.id} {problem.problem}")
         self.calculator, self.on_text = calculator, on_text or (lambda speaker, text: None)
         self.forced = []    # tokens that the calculator has still to write
         self.n_tokens, self.n_positions = 0, student.model.config.n_positions
@@ -127,9 +128,10 @@ class Job:
         else:
             self.read([token])
             # subtle: from `<<3*4=` on, the calculator writes `12>>`, one token a step.
-            match = re.search(r"<<([^<>=]*)=$", self.text.decode(errors="replace"))
+            text = self.text.decode(errors="replace") if line.endswith(b"=") else ""
+            match = re.search(r"<<([^<>=]*)=$", text)
             result = calculate(match[1]) if match and self.calculator else None
-            if result is not None and line:
+            if result is not None:
                 self.forced = tokenize(f"{result}>>", self.tokenizer)
 
     def file_turn(self):

@@ -389,7 +389,8 @@ def main(args):
     progress = {"step": 0, "best": math.inf, "best_step": 0}
     if args.resume and (out / "resume.pt").exists():
         progress = load_checkpoint(out / "resume.pt", run)
-    say(f"-> {out}" + (f", going on after step {progress['step']}" if progress["step"] else ""))
+    done = progress["step"]
+    say(f"-> {out}, " + (f"going on after step {done}" if done else "from the beginning"))
     if run.rank == 0:
         cut_log(log, progress["step"])
 

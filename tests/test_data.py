@@ -10,7 +10,6 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 from toy import PROBLEM, REAL, real
-from train_tokenizer import train_bpe
 
 import data
 from data import (
@@ -234,11 +233,6 @@ def test_the_tiny_tokenizer_gives_back_any_text():
         assert tokenizer.decode(tokenizer.encode_ordinary(text)) == text
     assert [tokenizer.decode([i]) for i in tokenizer.encode_ordinary(" had 12*3=<<12*3=36>>36")] == [
         " had", " ", *"12*3=", "<<", *"12*3=", *"36", ">>", *"36"]
-
-
-def test_byte_pair_encoding_merges_the_most_frequent_pair_first():
-    # By hand: "ab" stands 5 times; then "abc" 3 times, " ab" and "abd" once and twice.
-    assert list(train_bpe(["abc abd abd", "abc", "abc"], 258))[256:] == [b"ab", b"abc"]
 
 
 # ---------------------------------------------------------------- arithmetic

@@ -43,7 +43,7 @@ def test_the_import_graph_is_the_one_that_the_readme_draws(name):
 
 def test_nothing_but_the_five_packages_is_imported():
     for path in (*ROOT.glob("*.py"), *ROOT.glob("tests/*.py")):
-        foreign = set(imports(path)) - PACKAGES - OURS - set(sys.stdlib_module_names) - {"toy", "reference", "fake_teacher", "train_tokenizer"}
+        foreign = set(imports(path)) - PACKAGES - OURS - set(sys.stdlib_module_names) - {"toy", "reference", "fake_teacher"}
         assert not foreign - ({"transformers"} if path.name == "bench.py" else set()), path
 
 
