@@ -1,25 +1,27 @@
 """
-Ask a teacher, a large model, to break problems into subquestions and to solve them; keep what can be trusted.
+Where does the text come from? A teacher, a large model, writes it; what can be trusted is kept.
 
-    python annotate.py                                              a recorded teacher: no server, no key, no cost
-    python annotate.py --dataset svamp --teacher NAME --dry-run     what asking would cost
-    python annotate.py --dataset svamp --teacher NAME               OpenAI; the key is in OPENAI_API_KEY
-    python annotate.py --dataset svamp --teacher NAME --base-url http://localhost:11434    a local server, no key
+    python annotate.py                                            a recorded teacher: no server, no key
+    python annotate.py --dataset svamp --teacher NAME --dry-run   what asking would cost
+    python annotate.py --dataset svamp --teacher NAME             OpenAI; the key is in OPENAI_API_KEY
+    python annotate.py --dataset mine.jsonl --teacher NAME --base-url http://localhost:11434
 
-Reads   problem records (data.py)
-Writes  annotations/<dataset>-<mode>.jsonl            what is kept: problem records whose source is the teacher
+Reads   problem records (data.py), students/exemplars.toml
+Writes  annotations/<dataset>-<mode>.jsonl            what is kept: records whose source is the teacher
         annotations/<dataset>-<mode>.rejected.jsonl   what is not, each text beside the reason
-        annotations/<dataset>-<mode>.replies.jsonl    every reply as it came; the other two are made from this one
-Order   the prompt, the reply, the filter, the server, the run, the command
+        annotations/<dataset>-<mode>.replies.jsonl    every reply as it came; the other two are made
+                                                      from it, so reading it again costs nothing
+Order   the question, reading the reply, judging it, the server, the run, the command
 
-A reply is on disk before the next question is asked: stopped by Ctrl-C, kill -9 or a full disk, the same command goes
-on and asks only for what is missing.
+The teacher writes the dialogue in the very form that a student learns, so reading it is `segments`
+backwards. Nothing is guessed or repaired: a text that is not in the form is rejected.
 """
 
 import argparse
 import email.utils
 import functools
 import hashlib
+import itertools
 import json
 import os
 import random
@@ -27,917 +29,623 @@ import re
 import sys
 import threading
 import time
-from collections import Counter, deque
+from collections import Counter, namedtuple
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import replace
-from datetime import timedelta
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import requests
-from requests.exceptions import SSLError
-from requests.packages.urllib3.exceptions import HTTPError, NewConnectionError, ReadTimeoutError
 
-from data import HERE, NUMBER, Problem, Step, calculate, clean, extract_answer, load_problems, read_records, same_answer
+from data import (DATASET_HELP, HERE, NUMBER, Problem, Step, calculate, clean, extract_answer,
+                  load_problems, read_lines, read_toml, replace_file, run_name, same_answer,
+                  segments)
 
-try:
-    import fcntl
-except ImportError:
-    fcntl = None  # Windows: nothing stops two runs of the same command at a time
-
-MODES = ("socratic", "socratic-gt", "cot")
-RECORDING = HERE / "students" / "demo-teacher.jsonl"  # what a real teacher said about the first demo problems
+RECORDING = HERE / "students" / "demo-teacher.jsonl"    # a real teacher's replies about the demo
 OPENAI = "https://api.openai.com/v1"
-STAND_IN = " (answer from the last solution)"         # added to the source where a reply has no answer line
-calculate = functools.lru_cache(1 << 16)(calculate)   # the same small numbers come again and again
+TEMPERATURE, MAX_TOKENS = 0.7, 1024    # --body changes both
+ATTEMPTS = 8        # of one request
+FIRST_WAIT = 1.0    # seconds before the second attempt, then twice as long each time, up to 60
 
+# ------------------------------------------------------------ the question
 
-# ---------------------------------------------------------------- the prompt
+def find_role(problem: Problem, mode: str) -> str:
+    """
+    Whose part the teacher writes. In the mode `socratic-gt` it writes what the record lacks: to
+    gold solutions the subquestions, to gold subquestions the solutions, to facts or a formula both.
+    """
+    if mode != "socratic-gt":
+        return {"socratic": "unified", "cot": "cot"}[mode]
+    asked = [bool(step.question) for step in problem.steps]
+    solved = [bool(step.solution) for step in problem.steps]
+    if asked and all(asked) and not any(solved):
+        return "solver"
+    if solved and all(solved) and not problem.evidence:
+        return "decomposer"
+    return "unified"
 
-TASKS = {
-    "socratic": "Break the problem into subquestions and solve them one by one. For every step write a line "
-                "'Subquestion: ...' and a line 'Solution: ...'. {end} {steps} Ask only for what has to be {found}, "
-                "never for what the problem states. The last subquestion asks what the problem asks. No subquestion "
-                "may tell the answer.",
-    "cot": "Solve the problem step by step. For every step write a line 'Solution: ...'. {end} {steps}",
-    "gold steps": "Each problem comes with the steps of its solution. For every step write a line 'Subquestion: ...' "
-                  "that asks for what the step computes: as many lines as steps, in their order, and nothing else. "
-                  "The last subquestion asks what the problem asks. No subquestion may tell a result.",
-}
-NUMBERS = {"end": "At the end write a line 'Answer: ...' with the number alone.", "found": "computed",
-           "steps": "Every solution is one short sentence with one calculation, written out like 3*4 = 12."}
-YES_NO = {"end": "At the end write 'Answer: yes' or 'Answer: no'.", "found": "looked up or concluded",
-          "steps": "Every solution is one short sentence. The last one draws the conclusion."}
-
-# Problem; with = a formula or fact that only `socratic-gt` shows; with ** a subquestion and its solution; with #### the
-# answer. They show what deserves a subquestion: no number that the problem states.
-EXEMPLARS = {
-    "demo": """
-Pia filled 6 boxes with 7 shells each. Pia was 9 years old. Pia gave 12 of the shells to Gus. Then Gus gave Pia 5 more \
-shells. How many shells did Pia have in the end?
-How many shells were in the boxes? ** There were 6*7 = 42 shells in the boxes.
-How many shells did Pia have left? ** Pia had 42-12 = 30 shells left.
-How many shells did Pia have in the end? ** Pia had 30+5 = 35 shells in the end.
-#### 35
-
-Dora worked for 7 hours at $6 an hour. The bus was 20 minutes late. Then Dora paid $4 each for 3 mugs. With all the \
-money Dora bought pens at $2 each. How many pens did Dora buy?
-How much money did Dora earn? ** Dora earned 6*7 = $42.
-How much did the mugs cost? ** The mugs cost 3*4 = $12.
-How much money did Dora have left? ** Dora had 42-12 = $30 left.
-How many pens did Dora buy? ** Dora bought 30/2 = 15 pens.
-#### 15
-
-Hal had 19 white eggs and 17 brown eggs. After that 6 of the eggs broke. Hal put the eggs into cartons, 5 in each. Wim \
-had 3 times as many cartons as Hal. How many cartons did Wim have?
-How many eggs did Hal have at first? ** Hal had 19+17 = 36 eggs at first.
-How many eggs did Hal have left? ** Hal had 36-6 = 30 eggs left.
-How many cartons did Hal fill? ** Hal filled 30/5 = 6 cartons.
-How many cartons did Wim have? ** Wim had 6*3 = 18 cartons.
-#### 18
-
-Every day for 6 days Bo got 9 coins. Then Bo gave 4 coins to each of 7 friends. Wim had 13 fewer coins than Bo. How \
-many coins did Wim have?
-How many coins did Bo collect? ** Bo collected 9*6 = 54 coins.
-How many coins went to the friends? ** The friends got 4*7 = 28 coins.
-How many coins did Bo have left? ** Bo had 54-28 = 26 coins left.
-How many coins did Wim have? ** Wim had 26-13 = 13 coins.
-#### 13""",
-    "gsm8k": """
-A bakery sells a tray of 6 rolls for $4. On Saturday it baked 90 rolls, and a third of them burned. How much money \
-does the bakery make if it sells all the other rolls in trays?
-How many rolls burned? ** A third of the rolls burned, which is 90 / 3 = 30 rolls.
-How many rolls were left to sell? ** There were 90 - 30 = 60 rolls left.
-How many trays do the rolls fill? ** They fill 60 / 6 = 10 trays.
-How much money does the bakery make? ** The bakery makes 10 * 4 = $40.
-#### 40
-
-Farah runs 5 miles on each of the 5 weekdays and twice as far on Sunday. Her sister runs 20% less than Farah in a \
-week. How many miles does her sister run in a week?
-How many miles does Farah run on weekdays? ** On weekdays Farah runs 5 * 5 = 25 miles.
-How many miles does Farah run on Sunday? ** On Sunday she runs 5 * 2 = 10 miles.
-How many miles does Farah run in a week? ** In a week she runs 25 + 10 = 35 miles.
-How many miles less does her sister run? ** Her sister runs 35 * 20% = 7 miles less.
-How many miles does her sister run in a week? ** Her sister runs 35 - 7 = 28 miles.
-#### 28""",
-    "svamp": """
-Mr. Ito bought 4 packs of stickers with 12 in each pack. He used 15 stickers. How many stickers does he have left?
-= (4*12)-15=33
-How many stickers did Mr. Ito buy? ** Mr. Ito bought 4 * 12 = 48 stickers.
-How many stickers does he have left? ** He has 48 - 15 = 33 stickers left.
-#### 33
-
-There are 14 ducks and 10 geese on a pond. If the birds swim in groups of 3, how many groups are there?
-= (14+10)/3=8
-How many birds are on the pond? ** There are 14 + 10 = 24 birds on the pond.
-How many groups are there? ** There are 24 / 3 = 8 groups.
-#### 8""",
-    "strategyqa": """
-Could a giraffe stand upright in the cargo hold of a Boeing 747?
-= An adult giraffe is 14 to 19 feet tall.
-= The main deck of a Boeing 747 freighter takes freight up to 10 feet high.
-How tall is an adult giraffe? ** An adult giraffe is 14 to 19 feet tall.
-How high may freight in a Boeing 747 be? ** A Boeing 747 takes freight up to 10 feet high.
-Is 10 feet at least as high as an adult giraffe is tall? ** No, 10 feet is less than 14 feet.
-#### no
-
-Did Beethoven live at the same time as Napoleon?
-= Ludwig van Beethoven was born in 1770 and died in 1827.
-= Napoleon Bonaparte was born in 1769 and died in 1821.
-When did Beethoven live? ** Beethoven lived from 1770 to 1827.
-When did Napoleon live? ** Napoleon lived from 1769 to 1821.
-Do these two spans of time overlap? ** Yes, both men were alive from 1770 to 1821.
-#### yes""",
-}
-
-
-def read_exemplar(text):
-    """The problem record of an exemplar."""
-    first, *lines, last = text.strip().split("\n")
-    steps = [Step(*line.split(" ** ")) for line in lines if " ** " in line]
-    evidence = [line.removeprefix("= ") for line in lines if line.startswith("= ")]
-    return Problem("exemplar", first, steps, last.removeprefix("#### "), evidence=evidence)
-
-
-def has_gold_steps(problem):
-    """Whether `socratic-gt` shows the teacher gold solutions, which stay. A formula or facts are shown instead."""
-    return bool(problem.steps) and all(step.solution for step in problem.steps) and not problem.evidence
-
-
-def asked(problem, mode, dataset):
+def make_question(problem: Problem, role: str, mode: str) -> str:
     """What the teacher reads of a problem."""
-    lines = [f"Problem: {clean(problem.problem)}"]
-    if mode == "socratic-gt" and has_gold_steps(problem):
-        lines += [f"Step {i}: " + re.sub("<<.*?>>", "", step.solution) for i, step in enumerate(problem.steps, 1)]
-    elif mode == "socratic-gt":
-        lines += [f"{'Formula' if dataset == 'svamp' else 'Fact'}: {clean(line)}" for line in problem.evidence]
+    lines = [segments(problem, role)[0].text.strip()]
+    if mode == "socratic-gt" and role != "decomposer":
+        lines += [f"Fact: {clean(fact)}" for fact in problem.evidence]
+    for step in problem.steps:
+        if role == "solver":
+            lines.append(f"Subquestion: {clean(step.question)}")
+        if role == "decomposer":
+            lines.append(f"Solution: {clean(step.solution)}")
     return "\n".join(lines)
 
-
-def written(problem, mode):
-    """What it should write, given the steps of an exemplar."""
-    if mode == "socratic-gt" and has_gold_steps(problem):
-        return "\n".join(f"Subquestion {i}: {step.question}" for i, step in enumerate(problem.steps, 1))
-    asks = "" if mode == "cot" else "Subquestion: {}\n"
-    steps = [f"{asks.format(step.question)}Solution: {step.solution}" for step in problem.steps]
-    return "\n".join([*steps, f"Answer: {problem.answer}"])
-
+def make_reply(problem: Problem, role: str) -> str:
+    """What it should write, given a solved problem: the dialogue, as a student learns it."""
+    # The solver's part without the subquestions that it is given is a chain of thought.
+    parts = segments(problem, "cot" if role == "solver" else role)
+    return "".join(part.text for part in parts[1:])
 
 @functools.cache
-def opening(mode, dataset):
-    """The chat up to a problem: the task and the exemplars. Some chat templates know no system turn: there is none."""
-    exemplars = [read_exemplar(text) for text in EXEMPLARS[dataset].split("\n\n")]
-    gold = mode == "socratic-gt" and has_gold_steps(exemplars[0])
-    task = TASKS["gold steps" if gold else "cot" if mode == "cot" else "socratic"]
-    task = task.format(**(YES_NO if dataset == "strategyqa" else NUMBERS))
-    if mode == "socratic-gt" and not gold:
-        task += " Follow the formula." if dataset == "svamp" else " Use the facts."
-    turns = [turn for exemplar in exemplars for turn in (
-        {"role": "user", "content": asked(exemplar, mode, dataset)},
-        {"role": "assistant", "content": written(exemplar, mode)})]
-    turns[0]["content"] = f"{task}\n\n{turns[0]['content']}"
-    return turns
+def make_opening(role: str, mode: str, dataset: str, is_word: bool) -> tuple[dict, ...]:
+    """The chat before a problem: the task and solved examples. `is_word`: answers are yes or no."""
+    table = read_toml("exemplars.toml")
+    if dataset not in table["examples"]:    # one's own file
+        dataset = "strategyqa" if is_word else "gsm8k"
+    messages = []
+    for text in table["examples"][dataset].strip().split("\n\n"):
+        example = read_example(text)
+        messages.append({"role": "user", "content": make_question(example, role, mode)})
+        messages.append({"role": "assistant", "content": make_reply(example, role)})
+    task = table["task"][role].format(**table["word" if is_word else "number"])
+    messages[0]["content"] = f"{task}\n\n{messages[0]['content']}"
+    return tuple(messages)
 
+def make_messages(problem: Problem, mode: str, dataset: str) -> list[dict]:
+    role = find_role(problem, mode)
+    opening = make_opening(role, mode, dataset, problem.answer in ("yes", "no"))
+    return [*opening, {"role": "user", "content": make_question(problem, role, mode)}]
 
-def make_messages(problem, mode, dataset):
-    """The chat that asks for one problem."""
-    return [*opening(mode, dataset), {"role": "user", "content": asked(problem, mode, dataset)}]
+def read_example(text: str) -> Problem:
+    lines, said = text.split("\n"), read_dialogue(text, "unified")
+    facts = [line.removeprefix("Fact: ") for line in lines if line.startswith("Fact: ")]
+    steps = [Step(*pair) for pair in zip(said["Subquestion"], said["Solution"])]
+    return Problem("example", lines[0].removeprefix("Problem: "), steps, said["Answer"][0],
+                   evidence=facts)
 
-
-# ---------------------------------------------------------------- the reply: from text to steps
+# ------------------------------------------------------------ reading the reply
 
 class Rejected(Exception):
     """A reply that is not kept. The text says why: the reason, then perhaps a colon and details."""
 
+LINE = re.compile(r"(Subquestion|Solution|Answer): *(\S.*)")
+CALCULATION = re.compile(r"<<([^<>=]*)=([^<>=]*)>>")
+# Nothing of this belongs into a text: tags, templates, markup, a second label.
+MARK = re.compile(r"[<>{}\[\]\\|`]|\*\*|(?:Problem|Subquestion|Solution|Answer):")
+THINKING_ENDS = re.compile(r"[<\[]/\w*(?:think|reason)\w*[>\]]", re.IGNORECASE)
+FORMS = {    # the lines that each role writes: q subquestion, s solution, a answer
+    "unified": "(qs)+a?", "cot": "s+a?", "solver": "s+a?", "decomposer": "q+"}
 
-MARKUP = (  # what models write around the text that they were asked for
-    (r"(?s)\A.*</think>|<think>.*", ""),
-    (r"(?<!\\)\$([^$\n]*\\[^$\n]*)(?<!\\)\$", r"\1"),
-    (r"\\(?:boxed|text\w*|math\w+)\s*\{([^{}]*)\}", r"\1"),
-    (r"\\[dt]?frac\s*\{([^{}]*)\}\s*\{([^{}]*)\}", r"\1/\2"),
-    (r"\\(?:times|cdot)\b", "*"),
-    (r"\\div\b", "/"),
-    (r"\\[()\[\],;! ]", " "),
-    (r"\\(?=[$%#&])|\*\*|__|`|\$\$", ""),
-    (r"\{,\}", ","),
-    (r"(?m)^\W*(?:(?:so|therefore|thus|hence),? )?the (?:final )?answer is:?|####(?=\s*[-$\d])", "Answer:"),
-    (r"(?<=\S)(?<!final)[ \t]+((?:sub-?question|solution|(?:final )?answer)[ \t]*\d*:)", r"\n\1"),
-)
-LABEL = re.compile(r"""[\s>#*•-]* (?:\(?\d+[.):]\s+)?
-    (problem | sub-?\s?question | question | q(?=\d*:) | solution | s(?=\d*:) | (?:the\s|final\s)*answer | a(?=\d*:))
-    \s*\#?(\d+)?[*\s]* (?: : | [.)–-]\s | [.)–-]*$ )""", re.IGNORECASE | re.VERBOSE)
-BULLET = re.compile(r"[\s>#*•-]*(?:(?:step\s*)?\d+\s*[.):](?:\s+|$))?", re.IGNORECASE)
-
-
-def read_dialogue(text, mode):
-    r"""
-    (steps, answer) of a reply. The answer is None where it has no such line; what follows that line is ignored.
-
-    >>> read_dialogue("**Subquestion 1:** How many?\n\n### Solution\n3*4 = 12\nFinal answer: 12\nSo...", "socratic")
-    ([Step(question='How many?', solution='3*4 = 12')], '12')
+def read_dialogue(text: str, role: str) -> dict[str, list[str]]:
     """
-    for pattern, by in MARKUP:
-        text = re.sub(pattern, by, text, flags=re.IGNORECASE)
-    lines = [(line, LABEL.match(line)) for line in text.split("\n") if re.search(r"\w", line)]
-    labelled = any(label and label[1].lower() == "solution" for _, label in lines)
-    parts = []                                             # [kind, text]
-    for line, label in lines:
-        kind, written = parts[-1] if parts else (None, "")
-        if kind == "answer" and written.strip():
-            break
-        if label:
-            word = label[1].lower()
-            if word == "problem" and parts:
-                break                                      # one more problem, which nobody asked for
-            if word != "problem":
-                # "Question: ... Answer: ..." again and again: such an answer is the solution of its question.
-                unsolved = kind == "question" and not written.partition("?")[2].strip()
-                solves = word[0] == "s" or unsolved or label[2]
-                parts.append(["question" if "q" in word else "solution" if solves else "answer", line[label.end():]])
-            continue
-        begins, bare = not kind or written.strip(), BULLET.sub("", line, count=1)  # or it stands below its label
-        if begins and not bare:
-            continue
-        line = bare or line
-        if begins and line.rstrip().endswith("?") and mode != "cot":
-            parts.append(["question", line])
-        elif begins and (kind == "question" or mode == "cot" and not labelled):
-            parts.append(["solution", line])
-        elif kind:
-            parts[-1][1] += f" {line}"
+    {kind: its texts} of the last unbroken run of labelled lines that ends as the role wants.
+    Bold marks, fences and blank lines do not count. Before the run the teacher may think aloud,
+    and write whole drafts.
 
-    steps, answer = [], None
-    for kind, part in parts:
-        part = clean(part)
-        if kind == "answer":
-            answer = extract_answer(f"Answer: {part}") or ""
-        elif mode == "cot":
-            steps += [Step("", part)] * (kind == "solution")
-        elif kind == "question":
-            question, mark, rest = part.partition("?")
-            steps.append(Step(question + mark, rest.strip()))
-        elif not steps:
-            raise Rejected("a solution without a subquestion")
-        else:
-            steps[-1].solution = clean(f"{steps[-1].solution} {part}")
-    return steps, answer
-
-
-# ---------------------------------------------------------------- the filter: what can be trusted
-
-ATOM = rf"-?(?:\(\s*){{0,5}}[$€£]?(?:{NUMBER})%?(?:\s*\)){{0,5}}"
-UNIT = r"(?:\s*/\s*[a-z]+|\s+(?!x\b)[a-z']+){0,4}"         # 3 boxes * 4 pens = 12 pens, $12/hour
-PART = rf"{ATOM}{UNIT}(?:(?:\s*[-+*/×÷−–·x]\s*|(?<=%)\sof\s){ATOM}{UNIT})*"
-EQUATION = re.compile(rf"(?<![\w.,])(?<!\d\s)(?<![-+*/×÷−–·])(?<![-+*/×÷−–·]\s){PART}(?:\s*=\s*{PART})+", re.IGNORECASE)
-OPERATOR = re.compile(r"[\d)%][-+*/]")
-RESULT = re.compile(r"=([^<>=]+)>>")
-ONES = ("zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen "
-        "seventeen eighteen nineteen").split()
-TENS = "twenty thirty forty fifty sixty seventy eighty ninety".split()
-WORDS = {word: n for n, word in enumerate(ONES)} | {word: n for n, word in zip(range(20, 100, 10), TENS)}
-
-
-def expression(text):
+    >>> read_dialogue("Let me see.\\n**Solution:** 3*4 = <<3*4=12>>12\\n\\nAnswer: 12", "cot")
+    {'Subquestion': [], 'Solution': ['3*4 = <<3*4=12>>12'], 'Answer': ['12']}
     """
-    A side of an equation as calculator annotations have it.
+    runs = [[]]    # each a list of (kind, text)
+    text = THINKING_ENDS.split(text)[-1]
+    for line in re.sub(r"\*\*(.+?)\*\*", r"\1", text).split("\n"):
+        line = line.strip()
+        match = LINE.fullmatch(line)
+        if match and not MARK.search(CALCULATION.sub("", match[2])):
+            runs[-1].append((match[1], match[2]))
+        elif line and not line.startswith("```") and runs[-1]:
+            runs.append([])
+    ends = ("Subquestion",) if role == "decomposer" else ("Solution", "Answer")
+    while runs and (not runs[-1] or runs[-1][-1][0] not in ends):
+        runs.pop()
+    if not runs or any(draft[-1][0] != "Answer" for draft in runs[:-1]):
+        raise Rejected("interrupted by other text" if runs else "not in the form")
+    letters = {"Subquestion": "q", "Solution": "s", "Answer": "a"}
+    kinds = "".join(letters[kind] for kind, _ in runs[-1])
+    if not re.fullmatch(FORMS[role], kinds):
+        raise Rejected(f"not in the form: the lines are {kinds}")
+    return {kind: [text for k, text in runs[-1] if k == kind] for kind in letters}
 
-    >>> expression("(3 boxes x $1,200/box"), expression("20% of 50")
-    ('3*1200', '20%*50')
-    """
-    text = re.sub(r"(?<=%)\sof\s(?=[$(.\d])|(?<![a-z])x(?=\s*[-$(.\d])|[×·]", "*", text, flags=re.IGNORECASE)
-    text = re.sub(r"(?:\s*/)?\s*[a-z']+|[\s,$€£]", "", text, flags=re.IGNORECASE).translate(str.maketrans("÷−–", "/--"))
-    surplus = text.count("(") - text.count(")")            # a bracket around the whole equation
-    return text.removeprefix("(" * surplus) if surplus > 0 else text.removesuffix(")" * -surplus)
+def dig(value, *path):
+    """value[path[0]][path[1]]..., or None where there is no such thing."""
+    for key in path:
+        try:
+            value = value[key]
+        except (KeyError, IndexError, TypeError):
+            return None
+    return value
 
+def read_reply(reply) -> tuple[str, str]:
+    """(text, finish reason) of a chat completion. Reasoning with a field of its own is not read."""
+    content = dig(reply, "choices", 0, "message", "content")
+    if isinstance(content, list):    # of parts, some of which may be reasoning
+        texts = [part for part in content if dig(part, "type") == "text"]
+        content = "".join(str(dig(part, "text") or "") for part in texts)
+    text = str(content or "").encode("utf-8", "replace").decode()    # no half surrogate pairs
+    return text, str(dig(reply, "choices", 0, "finish_reason") or "stop").lower()
 
-def annotate(solution):
-    """
-    The solution with `<<...>>` added where it calculates. Rejected: something in it is false.
+# ------------------------------------------------------------ judging it
 
-    >>> annotate("Each of the 4 gets $1,200 / 4 = $300.")
-    'Each of the 4 gets $1,200 / 4 = $<<1200/4=300>>300.'
-    """
-    def check(equation):
-        sides = equation[0].split("=")
-        out = sides[:1]
-        for left, right in zip(map(expression, sides), sides[1:]):
-            value, says = calculate(left), expression(right)
-            if OPERATOR.search(left) and value is not None:
-                if value not in (calculate(says), calculate(says.rstrip("%"))):
-                    raise Rejected(f"false arithmetic: {left}={says}")
-                if not OPERATOR.search(says):
-                    right = re.sub(r"^\s*[$€£]?", rf"\g<0><<{left}={value}>>", right)
-            out.append(right)
-        return "=".join(out)
+WORDS = ("zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen "
+         "fifteen sixteen seventeen eighteen nineteen twenty thirty forty fifty sixty seventy eighty "
+         "ninety").split()
 
-    if not re.search("<<|>>", solution):
-        return EQUATION.sub(check, solution)
-    for inside in re.findall("<<(.*?)>>|<<|>>", solution):  # the teacher's own
-        left, _, right = inside.partition("=")
-        if not same_answer(calculate(left), calculate(right)):
-            raise Rejected(f"false arithmetic: {inside}")
-    return solution
-
-
-def numbers(text):
-    """
-    The numbers that a text states, in digits or, below a hundred, in words.
-
-    >>> sorted(numbers("Twenty-five of 1,000 pens, and sixteen cards."))
-    ['1000', '16', '25']
-    """
-    words = re.findall("[a-z]+(?:-[a-z]+)?", text.lower())  # twenty-five is 25
-    parts = [word.split("-") for word in words]
-    said = {str(sum(map(WORDS.get, part))) for part in parts if WORDS.keys() >= {*part}}
-    return said | {calculate(number) for number in re.findall(NUMBER, text)}
-
-
-def judge(problem, reply, mode, teacher):
-    """The record that is kept of a server's reply, or Rejected."""
-    text, finish, refusal = read_reply(reply)
-    if finish in ("length", "max_tokens"):
+def judge(problem: Problem, reply: dict, mode: str, teacher: str) -> Problem:
+    """The record that is kept of a reply, or Rejected. What is kept is clean by construction."""
+    text, finish = read_reply(reply)
+    if "refused" in reply:
+        raise Rejected(f"refused by the server: {reply['refused']}")
+    if finish.startswith(("length", "max_tokens")):
         raise Rejected("cut off")
-    if finish == "content_filter":
+    if finish.startswith("content_filter"):
         raise Rejected("filtered")
-    if refusal:
-        raise Rejected("refused")
-    if not text.strip():
-        raise Rejected("empty")
-    steps, answer = read_dialogue(text, mode)
-    if not steps:
-        sorry = re.match(r"\W*(I('m| am) (sorry|unable)|Sorry|I can('|no)t|As an AI)", text)
-        raise Rejected("refused" if sorry else "no steps")
-    gold = mode == "socratic-gt" and has_gold_steps(problem)
-    arithmetic = not gold and problem.answer not in ("yes", "no")
-    if gold:
-        if len(steps) != len(problem.steps):
-            raise Rejected(f"not one subquestion for each step: {len(steps)} for {len(problem.steps)}")
-        steps = [Step(mine.question, given.solution) for mine, given in zip(steps, problem.steps)]
-    else:
-        if not all(step.solution and (step.question or mode == "cot") for step in steps):
-            raise Rejected("a subquestion without a solution")
-        if arithmetic:
-            steps = [Step(step.question, annotate(step.solution)) for step in steps]
-        if answer is None:  # the last solution's value stands in, and the record says so
-            teacher += STAND_IN
-            results = RESULT.findall(steps[-1].solution)
-            answer = results[-1] if results else extract_answer(steps[-1].solution, lenient=True)
-        if not answer:
-            raise Rejected("no answer")
-        if not same_answer(answer, problem.answer):
-            raise Rejected(f"wrong answer: {answer}, not {problem.answer}")
-    stated, kept = numbers(problem.problem), []
-    known = set(stated)
+    role = find_role(problem, mode)
+    said = read_dialogue(text, role)
+    solutions = said["Solution"]
+    questions = said["Subquestion"] or [""] * len(solutions)
+    if role == "solver":
+        questions = [step.question for step in problem.steps]
+    if role == "decomposer":
+        solutions = [step.solution for step in problem.steps]
+    if len(questions) != len(solutions):
+        raise Rejected("not one line for each step")
+    steps = [Step(*pair) for pair in zip(questions, solutions)]
+    if role != "decomposer":
+        steps = judge_solutions(problem, steps, said["Answer"])
+    judge_questions(problem, steps)
+    return replace(problem, steps=steps, source=teacher)
+
+def judge_solutions(problem, steps, answers) -> list[Step]:
+    """The steps that calculate something, all of it right, and lead to the gold answer."""
+    kept, result = [], None
     for step in steps:
-        results = set(map(calculate, RESULT.findall(step.solution)))
-        told = {calculate(number) for number in re.findall(NUMBER, step.question)} - stated
-        if told & (results | {problem.answer}) or "answer is" in step.question:
-            raise Rejected(f"a subquestion gives the answer away: {step.question}")
-        # A step that computes nothing, such as one that asks for a number of the problem, is left out.
-        if not arithmetic or results or not numbers(step.solution) <= known:
+        results = check_calculations(step.solution)
+        # A step that only repeats numbers of the problem is left out.
+        if results or problem.answer in ("yes", "no"):
             kept.append(step)
-        known |= numbers(step.solution)
-    if not kept or arithmetic and not any(RESULT.search(step.solution) for step in kept):
-        raise Rejected("no calculation" if kept else "no steps")
-    if kept[-1] is not steps[-1] and steps[-1].question and problem.answer in RESULT.findall(kept[-1].solution):
-        # "So how many are left in the end?" is what the problem asks: the question of the step that found the answer.
-        kept[-1] = Step(steps[-1].question, kept[-1].solution)
-    return replace(problem, steps=kept, source=teacher)
+        elif not find_numbers(step.solution) <= find_numbers(problem.problem, in_words=True):
+            raise Rejected(f"a solution without a calculation: {step.solution}")
+        result = results[-1] if results else result
+    # The line with the answer may be missing where the last result is the answer.
+    answer = extract_answer(f"Answer: {answers[0]}") if answers else result
+    if not kept or answer is None:
+        raise Rejected("no answer" if kept else "no calculation")
+    if not same_answer(answer, problem.answer):
+        raise Rejected(f"wrong answer: {answer}, not {problem.answer}")
+    return kept
 
+def check_calculations(solution: str) -> list[str]:
+    """
+    The results of a solution's calculations. Rejected unless each is true and stands there as in
+    the data: the same calculation before it, its result after it.
 
-# ---------------------------------------------------------------- the server: one chat completion
+    >>> check_calculations("They have 3*4 = $<<3*4=12>>12 and 12-5 = <<12-5=7>>7 left.")
+    ['12', '7']
+    """
+    results = []
+    for match in CALCULATION.finditer(solution):
+        expression, result = match[1].strip(), match[2].strip()
+        if not is_true(expression, result):
+            raise Rejected(f"false arithmetic: {expression}={result}")
+        before = re.search(r"[-\d\s.,+*/^()%$=×÷−]*$", solution[:match.start()])[0]
+        before, same = (re.sub(r"[\s$]", "", text).lstrip(".,") for text in (before, expression))
+        after = re.match(rf"\$?(-?(?:{NUMBER}))(?!\s*[*/+^=])", solution[match.end():])
+        if before != f"{same}=" or not after or after[1] != result:
+            raise Rejected(f"an annotation that does not fit its text: {solution}")
+        if re.search(r"[\d)%]\s*[-+*/×÷−]", expression):    # not so in <<5=5>>
+            results.append(result)
+    return results
 
-ATTEMPTS = 6            # of one request; waits after a 429 are not counted
-PAID_ATTEMPTS = 2       # of one request that broke off with the server at work: that has probably been billed
-REFUSALS = 20           # so many requests refused in a row end the run
-PATIENCE = 3600         # so many seconds without a single reply end the run
-FIRST_WAIT = 1.0        # seconds before the second attempt; then twice as long each time, up to a minute
-LONGEST_WAIT = 3600     # the longest Retry-After that is obeyed
+def is_true(expression: str, result: str) -> bool:
+    """
+    Whether the result is right, to its last digit if it has decimals.
 
+    >>> is_true("10/4", "2.5"), is_true("10/3", "3.333"), is_true("10/3", "3")
+    (True, True, False)
+    """
+    difference = calculate(f"({expression})-({result})")
+    n_decimals = len(result.partition(".")[2])
+    limit = 0.500001 / 10**n_decimals if n_decimals else 0
+    return difference is not None and abs(float(difference)) <= limit
+
+def find_numbers(text: str, in_words=False) -> set[str]:
+    """
+    >>> sorted(find_numbers("Twenty-five of 1,000 pens, six cards", in_words=True))
+    ['1000', '25', '6']
+    """
+    found = {calculate(number) for number in re.findall(NUMBER, text)}
+    values = {word: n if n < 20 else 10 * n - 180 for n, word in enumerate(WORDS)}
+    for word in re.findall("[a-z]+(?:-[a-z]+)?", text.lower() if in_words else ""):
+        if all(part in values for part in word.split("-")):
+            found.add(str(sum(values[part] for part in word.split("-"))))
+    return found
+
+def judge_questions(problem, steps) -> None:
+    """Subquestions are asked before anything is solved, so they may hold no result."""
+    results = {problem.answer}
+    for step in steps:
+        results |= {calculate(match[2]) for match in CALCULATION.finditer(step.solution)}
+    stated = find_numbers(problem.problem, in_words=True)
+    for step in steps:
+        if (find_numbers(step.question) - stated) & results:
+            raise Rejected(f"a subquestion gives a result away: {step.question}")
+
+# ------------------------------------------------------------ the server
 
 class Failed(Exception):
-    """A request without a reply."""
+    """A request without a reply that can be used. `wait`: seconds that the server asks for."""
 
-    def __init__(self, message, status=None, passing=True, paid=False, wait=None, code="", field=None):
+    def __init__(self, message, status=0, again=True, wait=0.0):
         super().__init__(message)
-        self.status, self.code, self.field = status, code, field  # as the server says
-        self.passing, self.paid, self.wait = passing, paid, wait  # may go well later; may be billed; seconds to wait
-
+        self.status, self.again, self.wait = status, again, wait
 
 class Stop(Exception):
     """The run ends; what is on disk stays."""
 
-
 class Server:
-    """An OpenAI-compatible chat server. All threads share it; each has a connection of its own."""
+    """An OpenAI-compatible chat server, which all threads share."""
 
-    def __init__(self, base_url, teacher, key=None, timeout=300):
-        self.base_url, self.teacher, self.key, self.timeout = base_url, teacher, key, timeout
-        self.names = {field: field for field in ("temperature", "max_tokens", "seed", "n")}  # None: not to be sent
-        self.lock, self.local, self.stopping = threading.Lock(), threading.local(), threading.Event()
-        self.not_before, self.last_reply, self.n_refused = 0.0, None, 0
+    def __init__(self, args):
+        self.url, self.timeout = normal_url(args.base_url or OPENAI), args.timeout
+        self.key = os.environ.get("OPENAI_API_KEY", "").strip()
+        self.body = {"model": args.teacher, "stream": False, "temperature": TEMPERATURE,
+                     "max_tokens": MAX_TOKENS} | (args.body or {})
+        self.session = requests.Session()
+        self.session.mount("http", requests.adapters.HTTPAdapter(pool_maxsize=args.workers))
+        self.session.auth = lambda request: request    # else a .netrc would replace the key
+        if self.key:
+            self.session.headers["Authorization"] = f"Bearer {self.key}"
+        self.stopping, self.not_before = threading.Event(), 0.0
 
-    def session(self):
-        if not hasattr(self.local, "session"):
-            session = self.local.session = requests.Session()
-            session.trust_env = False  # it would be read at every request, and a .netrc would replace the key
-            session.proxies = requests.utils.get_environ_proxies(self.base_url)
-            session.verify = os.environ.get("REQUESTS_CA_BUNDLE") or True
-            session.headers["Content-Type"] = "application/json"
-            if self.key:
-                session.headers["Authorization"] = f"Bearer {self.key}"
-        return self.local.session
+    def make_body(self, messages, sample, room):
+        """The JSON of a request. The first sample is greedy; a reply cut off gets more room."""
+        body = {"messages": messages, "seed": sample} | self.body
+        if sample == 0 and body["temperature"] is not None:
+            body["temperature"] = 0.0
+        for name in ("max_tokens", "max_completion_tokens"):
+            if body.get(name):
+                body[name] *= room
+        return {name: value for name, value in body.items() if value is not None}
 
-    def post(self, body):
-        """One exchange: the reply, a dictionary, or Failed."""
-        start, chunks = time.monotonic(), []
-        try:
-            with self.session().post(f"{self.base_url}/chat/completions", data=json.dumps(body), stream=True,
-                                     timeout=(10, self.timeout), allow_redirects=False) as response:
-                while chunk := response.raw.read1(1 << 16, decode_content=True):
-                    chunks.append(chunk)
-                    if time.monotonic() - start > self.timeout:  # a slow trickle never times out by itself
-                        raise requests.ReadTimeout
-        except (requests.RequestException, HTTPError) as error:
-            cause = getattr(error.args[0] if error.args else None, "reason", error)
-            if isinstance(error, (requests.ReadTimeout, ReadTimeoutError)):
-                raise Failed(f"no reply within {self.timeout:g} s", paid=True) from None
-            if isinstance(error, (requests.ConnectTimeout, SSLError)) or isinstance(cause, NewConnectionError):
-                raise Failed(f"no connection ({type(cause).__name__})") from None
-            raise Failed("the connection broke", paid=True) from None
-        text = b"".join(chunks).decode("utf-8", "replace")
-        if self.key and len(self.key) >= 8:
-            text = text.replace(self.key, "***")
-        return read_body(text, response.status_code, response.headers)
-
-    def ask(self, messages, fields, on_paid=lambda error: None, attempts=ATTEMPTS):
-        """The reply to one request, after as many attempts as are worth while. Else Failed, or Stop."""
-        n, n_failed, n_paid = 0, 0, 0
-        while True:
-            while (wait := self.not_before - time.monotonic()) > 0:
-                self.pause(wait * random.uniform(1, 1.2))  # so that not all begin at the same moment
-            self.pause(0)
-            sent = {self.names[field]: value for field, value in fields.items() if self.names[field]}
+    def ask(self, body) -> dict:
+        """The reply to one request, after several attempts if need be. Else Failed or Stop."""
+        for attempt in range(ATTEMPTS):
+            self.pause(self.not_before - time.time())
             try:
-                reply = self.post({"model": self.teacher, "messages": messages, **sent})
-                self.last_reply, self.n_refused = time.monotonic(), 0
-                return reply
+                return self.post(body)
             except Failed as failed:
                 error = failed
-            if error.status in (400, 422) and self.adapt(error, sent):
-                continue
-            if error.paid:
-                on_paid(error)
-            self.n_refused += not error.passing
-            if error.status in (401, 402) or "insufficient_quota" in error.code:
+            if error.status in (401, 402, 403, 404) or "insufficient_quota" in str(error):
                 raise Stop(error)
-            if self.n_refused >= REFUSALS:
-                raise Stop(f"{REFUSALS} requests in a row were refused; the last word was: {error}")
-            if self.last_reply and time.monotonic() - self.last_reply > PATIENCE:
-                raise Stop(f"no reply for {PATIENCE / 60:.0f} minutes; the last word was: {error}")
-            n, n_paid = n + 1, n_paid + error.paid
-            n_failed += error.status != 429 or not self.last_reply
-            if not error.passing or n_failed >= attempts or n_paid >= PAID_ATTEMPTS:
-                raise error
-            wait = error.wait
-            if wait is None:
-                wait = min(60, FIRST_WAIT * 2 ** min(n - 1, 6)) * random.uniform(0.5, 1)
-            if error.status == 429:
-                self.not_before = max(self.not_before, time.monotonic() + wait)  # for all threads
+            if not error.again:
+                break
+            wait = error.wait or min(60, FIRST_WAIT * 2**attempt) * random.uniform(0.5, 1)
+            if wait > 60:
+                print(f"The server asks to wait for {wait:,.0f} s: {error}", flush=True)
+            if error.status == 429:    # all threads wait
+                self.not_before = max(self.not_before, time.time() + wait)
             else:
                 self.pause(wait)
+        raise error
 
-    def adapt(self, error, sent):
-        """Whether a parameter that the server does not take has been renamed or left out, for all requests to come."""
-        named = [name for name in sent if name == error.field] or [
-            name for name in sent if re.search(rf"\b{name}\b", str(error))]
-        words = "support|unknown|unrecogni|unexpected|permitted|allowed|extra"
-        if not named or not re.search(words, f"{error} {error.code}", re.IGNORECASE):
-            return False
-        with self.lock:
-            for field, name in self.names.items():
-                if name == named[0]:  # else another thread was faster
-                    self.names[field] = "max_completion_tokens" if name == "max_tokens" else None
-                    print(f"The server does not take {name}:", self.names[field] or "nothing", "is sent instead.")
-        return True
+    def post(self, body) -> dict:
+        """One exchange: the reply, or Failed."""
+        try:
+            response = self.session.post(f"{self.url}/chat/completions", json=body,
+                                         timeout=(10, self.timeout))
+        except requests.RequestException as error:
+            raise Failed(f"no reply ({type(error).__name__})") from None
+        try:
+            reply = response.json()
+        except ValueError:
+            reply = None
+        status, headers = response.status_code, response.headers
+        if status == 200 and is_complete(reply):
+            return reply
+        text = clean(re.sub("(?s)<style.*?</style>|<[^>]*>", " ", response.text))[:300]
+        text = text.replace(self.key, "***") if self.key else text
+        again = status in (200, 408, 409, 429) or status >= 500
+        again = {"true": True, "false": False}.get(headers.get("x-should-retry"), again)
+        raise Failed(f"{status} {text}", status, again, read_wait(headers))
 
     def pause(self, seconds):
-        if self.stopping.wait(seconds):
-            raise Stop
+        if self.stopping.wait(max(0, seconds)):
+            raise Stop("stopped")
 
+def is_complete(reply) -> bool:
+    """Whether a reply is worth keeping: no error inside, and it ended for a reason that we know."""
+    if dig(reply, "choices") is None or dig(reply, "error") or dig(reply, "choices", 0, "error"):
+        return False
+    return read_reply(reply)[1].startswith(("stop", "length", "max_tokens", "content_filter"))
 
-def read_body(text, status, headers):
-    """
-    The reply in the body of an HTTP response, or Failed.
-
-    Errors come in five shapes: {"error": {...}}, {"error": "text"}, a flat object, these under HTTP 200, and HTML.
-    """
-    try:
-        body = json.loads(text)
-    except ValueError:
-        body = None
-    body = body if isinstance(body, dict) else {}
-    error = body.get("error") or body
-    if status == 200 and error is body and ("choices" in body or body and "message" not in body):
-        return body
-    if status == 200 and not body:
-        raise Failed("the reply is not JSON", paid=not text.lstrip().startswith("<"))
-    error = error if isinstance(error, dict) else {"message": error}
-    message = error.get("message") or error.get("detail") or re.sub("(?s)<style.*?</style>|<[^>]*>", " ", text)
-    code = f"{error.get('code')} {error.get('type')}"
-    if status == 200:
-        status = int(code[:3]) if re.match(r"[45]\d\d ", code) else 500
-    passing = status in (408, 409, 429) or status >= 500
-    passing = {"true": True, "false": False}.get(headers.get("x-should-retry"), passing)
-    raise Failed(f"{status} {clean(str(message))[:200]}", status, passing, False, read_wait(headers), code,
-                 error.get("param"))
-
-
-def read_wait(headers):
-    """The seconds to wait that a server asks for, or None."""
+def read_wait(headers) -> float:
+    """The seconds that a server asks to wait, at most an hour; 0 where it does not say."""
+    value = headers.get("retry-after", "")
     try:
         if "retry-after-ms" in headers:
             seconds = float(headers["retry-after-ms"]) / 1000
-        elif re.fullmatch(r"\d+(\.\d+)?", value := headers.get("retry-after", "")):
+        elif value.isdecimal():
             seconds = float(value)
         else:
             seconds = email.utils.parsedate_to_datetime(value).timestamp() - time.time()
-    except (ValueError, OverflowError):
-        return None
-    return min(max(0, seconds), LONGEST_WAIT)
+    except (ValueError, TypeError, OverflowError):
+        return 0.0
+    return min(max(seconds, 0.0), 3600.0)
 
+def normal_url(text: str) -> str:
+    """
+    The address as given; a bare host gets /v1.
 
-def read_reply(reply):
-    """(text, finish reason, refusal) of a chat completion. Reasoning that has a field of its own is not read."""
-    choices = reply.get("choices")
-    choice = choices[0] if isinstance(choices, list) and choices and isinstance(choices[0], dict) else {}
-    message = choice.get("message") if isinstance(choice.get("message"), dict) else {}
-    content = message.get("content") or ""
-    if isinstance(content, list):
-        content = "".join(str(part.get("text") or "") for part in content if isinstance(part, dict))
-    return str(content).encode("utf-8", "replace").decode(), choice.get("finish_reason"), message.get("refusal")
+    >>> normal_url("localhost:8080"), normal_url("https://host/inference/")
+    ('http://localhost:8080/v1', 'https://host/inference')
+    """
+    url = (text if "://" in text else f"http://{text}").rstrip("/").removesuffix("/chat/completions")
+    return url if urlsplit(url).path else f"{url}/v1"
 
+# ------------------------------------------------------------ the run
 
-def count_tokens(messages):
-    """A careful guess: English with numbers has 3 to 4 characters a token."""
-    return sum(len(message["content"]) // 3 + 4 for message in messages)
+# What the replies so far make of a problem: the record that is kept or None, the sample to ask for
+# next or None, times as many tokens for it, and [(sample, reason, text)] of the rejected replies.
+Outcome = namedtuple("Outcome", "kept next_sample room rejected")
 
-
-def read_usage(reply, messages):
-    """[prompt tokens, reply tokens]; guessed where the server does not say."""
-    usage = reply.get("usage") if isinstance(reply.get("usage"), dict) else {}
-    said = usage.get("prompt_tokens"), usage.get("completion_tokens")
-    guessed = count_tokens(messages), count_tokens([{"content": read_reply(reply)[0]}])
-    return [a if isinstance(a, int) else b for a, b in zip(said, guessed)]
-
-
-# ---------------------------------------------------------------- the run: who is asked what, and what came of it
-
-def read_rows(path):
-    """The rows of a file of replies. A line that a kill or a full disk has torn is skipped."""
-    rows = []
-    for n, line in enumerate(path.read_bytes().split(b"\n") if path.exists() else [], 1):
-        try:
-            row = json.loads(line or "null")
-            rows += [row] if row and len(row["usage"]) == 2 and row["teacher"] else []
-        except (ValueError, KeyError, TypeError):
-            print(f"{path}:{n}: not a whole reply, skipped", file=sys.stderr)
-    return rows
-
-
-SHOW_EVERY = 10.0       # seconds between two lines of progress; every second on a terminal
-
+def sha16(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 class Run:
-    """
-    The problems of one command on their way. `settle` looks at the replies so far and says what they make of a
-    problem, or what to ask next; so a fresh run, one that goes on, a dry run and a replay are the same thing.
-    """
+    """The problems of one command, and every reply about them. A replay is a run without server."""
 
-    def __init__(self, args, problems, rows, server=None, file=None):
-        self.args, self.problems, self.server, self.file = args, problems, server, file
-        self.key = "replay" if args.replay else "key"
-        self.replies = {row[self.key]: row for row in rows if self.key in row}
-        self.lock, self.spent = threading.Lock(), Counter()
+    def __init__(self, args, problems, rows, server=None):
+        self.args, self.problems, self.server = args, problems, server
+        self.lock, self.missing, self.why = threading.Lock(), {}, None
+        self.calls, self.tokens_in, self.tokens_out, self.reserved = 0, 0, 0, 0.0
+        self.replies = {}    # {(problem id, sample): row}
+        by_id = {problem.id: problem for problem in problems}
         for row in rows:
-            if row.get("teacher") == args.teacher:
-                self.count(row)
-        self.queue = deque(problem for problem in problems if self.settle(problem)[0])
-        self.done, self.n_failed, self.failed, self.why = Counter(), Counter(), {}, None
+            self.count(row)
+            if row["id"] in by_id:
+                # A run goes on only with replies to the same question. A replay takes any prompt.
+                asked = self.describe(by_id[row["id"]])
+                if all(row.get(key) == value for key, value in asked.items()):
+                    self.replies[row["id"], row["sample"]] = row
 
-    def count(self, row):
-        tokens_in, tokens_out = row["usage"]
-        self.spent.update(calls=1, tokens_in=tokens_in, tokens_out=tokens_out, seconds=row.get("seconds", 0),
-                          broken="failed" in row)
+    def describe(self, problem) -> dict:
+        """All that shapes a reply, besides the number of the sample."""
+        what = {"problem_sha256": sha16(problem.problem)}
+        if self.server:
+            messages = make_messages(problem, self.args.mode, self.args.dataset)
+            request = [self.server.url, self.server.body]
+            what |= {"messages_sha256": sha16(json.dumps(messages)), "teacher": self.args.teacher,
+                     "request_sha256": sha16(json.dumps(request, sort_keys=True))}
+        return what
 
-    def cost(self, tokens_in=None, tokens_out=None):
-        """In dollars, or whatever the prices are in; without arguments, of all that is on disk."""
-        counts = (self.spent["tokens_in"], self.spent["tokens_out"]) if tokens_in is None else (tokens_in, tokens_out)
-        return sum(n * (price or 0) / 1e6 for n, price in zip(counts, (self.args.price_in, self.args.price_out)))
+    def settle(self, problem) -> Outcome:
+        """Judge the replies about a problem, sample by sample. Nothing is asked here."""
+        rejected, room, n_tries = [], 1, self.args.tries
+        for sample in itertools.count():
+            row = self.replies.get((problem.id, sample))
+            if row is None:
+                return Outcome(None, sample if sample < n_tries else None, room, rejected)
+            try:
+                kept = judge(problem, row["reply"], self.args.mode, row["teacher"])
+                return Outcome(kept, None, room, rejected)
+            except Rejected as error:
+                reason = str(error)
+            rejected.append((sample, reason, read_reply(row["reply"])[0]))
+            if reason == "cut off" and room == 1:    # once more, with twice the room
+                room, n_tries = 2, n_tries + 1
+            if reason.startswith(("filtered", "refused")):    # it would be again
+                n_tries = 0
 
-    def request(self, problem, sample, cap):
-        """(row, messages, fields) of a request; the keys in its row are hashes of everything that shapes the reply."""
+    def work(self, problem):
+        """Ask until the problem is settled. Whatever happens, the run goes on with the others."""
+        try:
+            while (outcome := self.settle(problem)).next_sample is not None:
+                self.ask(problem, outcome.next_sample, outcome.room)
+        except Stop as stop:
+            self.stop(str(stop))
+        except Exception as error:
+            self.missing[problem.id] = str(error) if isinstance(error, Failed) else repr(error)
+
+    def ask(self, problem, sample, room):
+        """One more reply, on disk before it is looked at."""
         messages = make_messages(problem, self.args.mode, self.args.dataset)
-        fields = {"temperature": self.args.temperature, "max_tokens": cap, "seed": self.args.seed + sample, "n": 1}
-        replay = hashlib.sha256(json.dumps([messages, fields]).encode()).hexdigest()
-        where = f"{self.server.base_url} {self.args.teacher} " if self.server else ""
-        key = hashlib.sha256(f"{where}{replay}".encode()).hexdigest()
-        row = {"key": key, "replay": replay, "id": problem.id, "sample": sample, "teacher": self.args.teacher}
-        return row, messages, fields
-
-    def settle(self, problem):
-        """(next request or None, record that is kept or None, [(sample, reason, text)] of the rejected replies)."""
-        rejected = []
-        for sample in range(self.args.tries):
-            for cap in (self.args.max_tokens, 2 * self.args.max_tokens):
-                request = self.request(problem, sample, cap)
-                row = self.replies.get(request[0][self.key])
-                if row is None:                   # a recording may have fewer tries than we would give
-                    return None if self.args.replay and rejected else request, None, rejected
-                try:
-                    return None, judge(problem, row["reply"], self.args.mode, row["teacher"]), rejected
-                except Rejected as reason:
-                    rejected.append((sample, str(reason), read_reply(row["reply"])[0]))
-                if rejected[-1][1] != "cut off":  # else once more, with room for twice as much
-                    break
-            if rejected[-1][1] in ("cut off", "filtered"):
-                break                             # another sample would end the same way
-        return None, None, rejected
-
-    def ask(self, row, messages, fields):
-        """One request; its reply is on disk when this returns."""
-        usage, start = [count_tokens(messages), fields["max_tokens"]], time.monotonic()
-
-        def on_paid(error):  # a call that broke off tells no usage: the worst case counts
-            self.write({"id": row["id"], "teacher": row["teacher"], "usage": usage, "failed": str(error)})
-            self.check_budget(usage)
-
-        self.check_budget(usage)
-        reply = self.server.ask(messages, fields, on_paid)
-        seconds = round(time.monotonic() - start, 3)
-        self.write(row | {"usage": read_usage(reply, messages), "seconds": seconds, "reply": reply})
-
-    def check_budget(self, usage):
-        """The budget must hold one more call of the worst case for each of the workers."""
-        if self.args.budget is not None and self.cost() + self.args.workers * self.cost(*usage) > self.args.budget:
-            raise Stop(f"{self.args.workers} more calls at a time might exceed the budget of {self.args.budget:g}")
+        body = self.server.make_body(messages, sample, room)
+        most = self.price(count_tokens(json.dumps(messages)), body.get("max_tokens", 0)
+                          + body.get("max_completion_tokens", 0))
+        with self.lock:
+            if self.args.budget is not None and self.cost() + most > self.args.budget:
+                raise Stop(f"the budget of {self.args.budget:g} would be exceeded")
+            self.reserved += most
+        row = {"id": problem.id, "sample": sample} | self.describe(problem)
+        try:
+            row["reply"] = self.server.ask(body)
+        except Failed as error:
+            if error.status not in (400, 413, 422) or not self.calls:
+                # A reply that got lost may be billed: its price stays reserved.
+                self.reserved -= most if error.status > 200 else 0
+                raise
+            row["reply"] = {"refused": str(error)}    # among good ones: it is too long, or filtered
+        with self.lock:
+            self.write(row)
+            self.replies[problem.id, sample] = row
+            self.reserved -= most
+            self.count(row)
 
     def write(self, row):
-        """Append one row to the replies, at once. It begins a line of its own, whatever a kill has left before it."""
-        with self.lock:
-            try:
-                self.file.seek(max(0, self.file.seek(0, os.SEEK_END) - 1))
-                torn = self.file.read() not in (b"", b"\n")
-                data = memoryview(b"\n" * torn + json.dumps(row).encode() + b"\n")
-                while data:
-                    data = data[self.file.write(data):]
-            except OSError as error:
-                raise Stop(f"the replies cannot be written: {error.strerror}") from None
-            self.count(row)
-            if "key" in row:
-                self.replies[row["key"]] = row
+        data = (json.dumps(row, ensure_ascii=False) + "\n").encode()
+        try:
+            if self.file.write(data) < len(data):
+                raise OSError("the disk is full")
+        except OSError as error:
+            raise Stop(f"the replies cannot be written: {error}") from None
 
-    def work(self):
-        """What each thread does: take a problem, ask until it is settled, take the next."""
-        while not self.server.stopping.is_set():
-            try:
-                problem = self.queue.popleft()
-            except IndexError:
-                return
-            try:
-                while (outcome := self.settle(problem))[0]:
-                    self.ask(*outcome[0])
-                with self.lock:
-                    self.done.update(settled=1, kept=outcome[1] is not None)
-            except Stop as stop:
-                self.stop(str(stop))
-            except Failed as error:
-                self.n_failed[problem.id] += 1
-                if error.passing and not error.paid and self.n_failed[problem.id] < 3:
-                    self.queue.append(problem)    # after all others: the server may have recovered by then
-                else:
-                    self.failed[problem.id] = str(error)
-            except Exception as error:            # one problem that we cannot handle must not cost the night
-                self.failed[problem.id] = repr(error)
+    def count(self, row):
+        n_in, n_out, total = (dig(row, "reply", "usage", f"{kind}_tokens") or 0
+                              for kind in ("prompt", "completion", "total"))
+        self.calls += 1
+        self.tokens_in += n_in
+        # Some servers count the tokens of the reasoning in the total only; some count nothing.
+        self.tokens_out += max(n_out, total - n_in) or count_tokens(read_reply(row["reply"])[0])
+
+    def price(self, n_in, n_out) -> float:
+        price_in, price_out = self.args.price or (0, 0)
+        return (n_in * price_in + n_out * price_out) / 1e6
+
+    def cost(self) -> float:
+        return self.price(self.tokens_in, self.tokens_out) + self.reserved
 
     def stop(self, why):
         self.why = self.why or why
         self.server.stopping.set()
 
-    def work_all(self):
-        """Let the threads work and show how far they are, until all is settled or something ends the run."""
-        start = shown = time.monotonic()
-        n_queued, n_calls, terminal = len(self.queue), self.spent["calls"], sys.stdout.isatty()
-        threads = [threading.Thread(target=self.work, daemon=True) for _ in range(min(self.args.workers, n_queued))]
-        for thread in threads:
-            thread.start()
-        while any(thread.is_alive() for thread in threads):
+    def work_all(self, queue):
+        """Ask about the first problem alone, since a wrong key shows there; then many at a time."""
+        start = shown = time.time()
+        self.work(queue[0])
+        if not self.calls:
+            raise SystemExit(f"{self.server.url}: {self.why or self.missing[queue[0].id]}\n"
+                             f"  Is it running? Does it have a model {self.args.teacher!r}? "
+                             "The key is read from OPENAI_API_KEY.")
+        pool = ThreadPoolExecutor(self.args.workers)
+        try:
+            futures = [pool.submit(self.work, problem) for problem in queue[1:]]
+            for n, _ in enumerate(as_completed(futures), 2):
+                if time.time() - shown > 1 or n == len(queue):
+                    shown = time.time()
+                    left = int((len(queue) - n) * (shown - start) / n)
+                    print(f"{n:6,}/{len(queue):,} problems | {self.calls:,} replies | "
+                          f"{self.cost():.4f} spent | {left // 60}:{left % 60:02d} left", flush=True)
+        except KeyboardInterrupt:
+            self.stop("interrupted")
+            print("\nWaiting for the requests under way. Ctrl-C again gives them up.", flush=True)
             try:
-                time.sleep(0.05)
-                if time.monotonic() - shown > (1 if terminal else SHOW_EVERY):
-                    shown = time.monotonic()
-                    n = self.done["settled"]
-                    left = timedelta(seconds=int((n_queued - n) * (shown - start) / max(1, n)))
-                    wait = self.server.not_before - shown
-                    print(f"{n:6,}/{n_queued:,} | {self.done['kept'] / max(1, n):4.0%} kept | "
-                          f"{(self.spent['calls'] - n_calls) / (shown - start):5.1f} req/s | "
-                          f"{left} left | {self.cost():.4f} spent"
-                          + (f" | waits {wait:.0f} s" if wait > 1 else ""), end="\r" if terminal else "\n", flush=True)
+                pool.shutdown(cancel_futures=True)
             except KeyboardInterrupt:
-                if self.server.stopping.is_set():
-                    break
-                self.stop("interrupted")
-                print("\nWaiting for the requests under way; Ctrl-C again gives them up.")
-        print("\n" * terminal, end="")
+                os._exit(1)    # the replies so far are on disk
 
+def count_tokens(text) -> int:
+    return len(text) // 3    # a careful guess: English with numbers has 3 to 4 characters a token
 
-# ---------------------------------------------------------------- the command
+def finish(run, out) -> int:
+    """Write what is kept and rejected, say what came of it; 1 if problems are missing, else 0."""
+    kept, rejected, reasons, missing = [], [], Counter(), Counter()
+    for problem in run.problems:
+        outcome = run.settle(problem)
+        if outcome.kept:
+            kept.append(outcome.kept.to_json())
+        if outcome.next_sample is not None:
+            missing[run.missing.get(problem.id, run.why)] += 1
+        for sample, reason, text in outcome.rejected:
+            reasons[reason.partition(":")[0]] += 1
+            row = {"id": problem.id, "sample": sample, "reason": reason, "text": text}
+            rejected.append(json.dumps(row | {"answer": problem.answer}, ensure_ascii=False))
+    for path, lines in ((out, kept), (out.with_suffix(".rejected.jsonl"), rejected)):
+        replace_file(path, "".join(line + "\n" for line in lines).encode())
+    n, n_missing = len(run.problems), missing.total()
+    print(f"kept      {len(kept):,} of {n:,} problems -> {out}\nrejected  "
+          f"{n - len(kept) - n_missing:,} problems; {len(rejected):,} replies in all:")
+    for reason, n in reasons.most_common():
+        print(f"  {n:8,}  {reason}")
+    print(f"missing   {n_missing:,} problems")
+    for why, n in missing.most_common():
+        print(f"  {n:8,}  {why}")
+    print(f"calls     {run.calls:,}: {run.tokens_in:,} tokens in, {run.tokens_out:,} out"
+          + f", cost {run.cost():.4f}" * bool(run.args.price))
+    if n_missing and run.server:
+        print("The same command goes on where this one stopped.")
+    return int(n_missing > 0)
+
+# ------------------------------------------------------------ the command
 
 def parse_args(argv=None):
-    parser = argparse.ArgumentParser(description="Let a teacher write subquestions and solutions; keep what is right.",
-                                     formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description="Let a teacher write subquestions and solutions; keep what is right.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     add = parser.add_argument
-    add("--dataset", default="demo", choices=EXEMPLARS, help="which problems")
+    add("--dataset", default="demo", help=DATASET_HELP)
     add("--data-dir", help="folder of the data sets (None: SOCRATIC_DATA, or data/)")
-    add("--split", default="train", choices=("train", "valid"), help="which part of them")
+    add("--split", choices=("train", "valid", "all"), help="which part (None: train; all of a file)")
     add("--limit", type=int, help="the first so many problems only (None: all; demo: 40)")
-    add("--mode", default="socratic", choices=MODES, help="socratic: the teacher writes subquestions and solutions; "
-        "socratic-gt: it sees the gold steps, formula or facts; cot: solutions only")
+    add("--mode", default="socratic", choices=("socratic", "socratic-gt", "cot"),
+        help="socratic: subquestions and solutions; socratic-gt: what the record lacks, while the "
+        "teacher sees the rest (gold solutions, gold subquestions, facts); cot: solutions only")
     add("--teacher", metavar="NAME", help="the model to ask, as its server calls it")
     add("--base-url", metavar="URL", help=f"an OpenAI-compatible chat server (None: {OPENAI})")
-    add("--key-env", default="OPENAI_API_KEY", metavar="NAME", help="environment variable that holds the key, if any")
+    add("--body", type=json.loads, metavar="JSON", help="merged into every request; null removes a "
+        'field: \'{"max_tokens": null, "max_completion_tokens": 2000}\'')
     add("--workers", type=int, default=8, help="requests at a time")
-    add("--tries", type=int, default=3, help="samples of a problem until one is kept")
-    add("--temperature", type=float, default=0.7, help="of the teacher")
-    add("--seed", type=int, default=0, help="of the first sample; the others count on from it")
-    add("--max-tokens", type=int, default=1024, help="of a reply; once more with twice as many where it is cut off")
+    add("--tries", type=int, default=3, help="replies to a problem until one is kept: the first is "
+        f"greedy, the others are drawn at temperature {TEMPERATURE}")
     add("--timeout", type=float, default=300, help="seconds for one reply")
-    add("--price-in", type=float, help="price of a million prompt tokens")
-    add("--price-out", type=float, help="price of a million reply tokens")
-    add("--budget", type=float, help="stop before the replies on disk cost more than this in all (needs both prices)")
-    add("--dry-run", action="store_true", help="ask nothing; say what requests, tokens, money and time it would take")
-    add("--replay", nargs="?", const=str(RECORDING), metavar="FILE", help="ask nothing; take the replies from a "
-        "recording, the .replies.jsonl of another run (no FILE: a real teacher's on demo; so does no flag at all)")
+    add("--price", metavar="IN,OUT", type=lambda text: tuple(map(float, text.split(","))),
+        help="what a million prompt tokens and a million reply tokens cost")
+    add("--budget", type=float, help="stop before all replies on disk cost more (needs --price)")
+    add("--dry-run", action="store_true", help="ask nothing; say what it would cost")
+    add("--replay", metavar="FILE", help="ask nothing; take the replies of an earlier run (None: "
+        "without --teacher, a recorded one about the demo)")
     add("--out", metavar="FILE", help="where to write (None: annotations/<dataset>-<mode>.jsonl)")
     return parser.parse_args(argv)
 
+def dry_run(run, queue):
+    args = run.args
+    n_in = sum(count_tokens(json.dumps(make_messages(problem, args.mode, args.dataset)))
+               for problem in queue)
+    n_out = len(queue) * (run.tokens_out // run.calls if run.calls else 150)
+    cost = f"{run.price(n_in, n_out):,.2f}" if args.price else "unknown; give --price IN,OUT"
+    print(f"{len(run.problems):,} problems, {len(queue):,} to ask: at most "
+          f"{len(queue) * args.tries:,} requests\nwith one try for each: {n_in:,} tokens in, "
+          f"{n_out:,} out, cost {cost}")
 
-def normal_url(text):
-    """
-    >>> normal_url("localhost:8080"), normal_url("https://openrouter.ai/api/v1/")
-    ('http://localhost:8080/v1', 'https://openrouter.ai/api/v1')
-    """
-    url = (text if "://" in text else f"http://{text}").rstrip("/").removesuffix("/chat/completions")
-    parts = urlsplit(url)
-    if "@" in parts.netloc or parts.query:
-        raise SystemExit("--base-url is no place for a key. Put it into an environment variable: --key-env NAME")
-    return url if re.search(r"/v\d", parts.path) else f"{url}/v1"
-
-
-def find_server(args):
-    """The server that the flags name; nothing is asked yet."""
-    url, key = normal_url(args.base_url or OPENAI), os.environ.get(args.key_env, "").strip()
-    if not args.dry_run and not args.teacher:
-        raise SystemExit("Which model? Name it as its server does: --teacher NAME")
-    if not args.dry_run and not key and url == OPENAI:
-        raise SystemExit(f"{url} needs a key: set the environment variable {args.key_env}.\n"
-                         "  A server of your own needs none: --base-url http://localhost:11434")
-    if not re.fullmatch("[!-~]*", key):
-        raise SystemExit(f"{args.key_env} holds characters that no key has.")
-    return Server(url, args.teacher, key, args.timeout)
-
-
-def preflight(run):
-    """One small call before the many: is the server there, does it know the model, what does it take, is it fast?"""
-    server, args, start = run.server, run.args, time.monotonic()
-    messages = [{"role": "user", "content": "Say OK."}]
-    try:
-        run.check_budget([count_tokens(messages), args.max_tokens])
-        fields = {"temperature": args.temperature, "max_tokens": args.max_tokens, "seed": args.seed, "n": 1}
-        reply = server.ask(messages, fields, attempts=3)
-    except (Failed, Stop) as error:
-        hint = {"401": f" The key is taken from the environment variable {args.key_env}.",
-                "404": f" Does it have a model {args.teacher!r}?",
-                "no ": " Is it running, and is this its address?"}.get(str(error)[:3], "")
-        raise SystemExit(f"{server.base_url}: {error}.{hint}") from None
-    run.write({"id": "preflight", "teacher": args.teacher, "usage": read_usage(reply, messages)})
-    takes = ", ".join(filter(None, server.names.values()))
-    print(f"{server.base_url} knows {args.teacher} and answers in {time.monotonic() - start:.1f} s\n"
-          f"It takes {takes}; " + (f"key from {args.key_env}" if server.key else "no key"))
-
-
-def dry_run(run):
-    """What the command would ask, at the measured rate where replies are there to measure."""
-    args, spent, n = run.args, run.spent, len(run.queue)
-    n_settled, n_calls = len(run.problems) - n, spent["calls"]
-    measured = n_settled > 0 and n_calls > 0
-    n_requests = n * n_calls / n_settled if measured else n
-    tokens_in = sum(count_tokens(run.settle(problem)[0][1]) for problem in run.queue) / max(1, n)
-    per_call = (spent["tokens_in"] / n_calls, spent["tokens_out"] / n_calls) if measured else (tokens_in, 150)
-    tokens_in, tokens_out = (n_requests * tokens for tokens in per_call)
-    seconds = n_requests * spent["seconds"] / max(1, n_calls - spent["broken"]) / args.workers
-    print(f"{len(run.problems):,} problems: {n_settled:,} settled, {n:,} to ask"
-          f"\nrequests  {n_requests:,.0f}, at most {n * args.tries:,}"
-          f"\ntokens    {tokens_in:,.0f} in, {tokens_out:,.0f} out"
-          "\ncost      " + ("unknown: give --price-in and --price-out, per million tokens" if args.price_in is None
-                            else f"{run.cost(tokens_in, tokens_out):,.2f}")
-          + "\ntime      " + (f"{timedelta(seconds=int(seconds))}, {args.workers} at a time" if measured else
-                              "unknown until a few replies are there, and the rest is a guess: try --limit 20"))
-
-
-def finish(run, out):
-    """Make the annotations from the replies, say what came of it, and return how many problems are missing."""
-    args, spent, total = run.args, run.spent, len(run.problems)
-    outcomes = [run.settle(problem) for problem in run.problems]
-    kept = [record.to_json() for _, record, _ in outcomes if record]
-    rejected = [json.dumps({"id": p.id, "sample": sample, "reason": reason, "text": text, "problem": p.problem,
-                            "answer": p.answer}, ensure_ascii=False)
-                for p, (_, _, rejections) in zip(run.problems, outcomes) for sample, reason, text in rejections]
-    for path, lines in ((out, kept), (out.with_suffix(".rejected.jsonl"), rejected)):
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            part = path.with_name(path.name + ".part")
-            part.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
-            part.replace(path)
-        except OSError as error:
-            raise SystemExit(f"{path} cannot be written: {error.strerror}. The replies are safe.") from None
-    missing = Counter(run.failed.get(p.id, run.why) for p, outcome in zip(run.problems, outcomes) if outcome[0])
-    reasons = Counter(reason.partition(":")[0] for _, _, rejections in outcomes for _, reason, _ in rejections)
-    print(f"kept      {len(kept):,} of {total:,} ({len(kept) / max(1, total):.0%}) -> {out}")
-    print(f"rejected  {total - len(kept) - missing.total():,}, and {reasons.total():,} replies:"
-          + "".join(f"\n  {n:8,}  {reason}" for reason, n in reasons.most_common()))
-    print(f"missing   {missing.total():,}" + "".join(f"\n  {n:8,}  {why}" for why, n in missing.most_common(9)))
-    print(f"calls     {spent['calls']:,}: {spent['tokens_in']:,} tokens in, {spent['tokens_out']:,} out"
-          + (f" ({spent['broken']:,} broke off and may be billed)" if spent["broken"] else ""))
-    if args.price_in is not None:
-        print(f"cost      {run.cost():.4f}, {run.cost() / max(1, len(kept)):.6f} for each that is kept")
-    if missing and not args.replay:
-        print("The same command goes on where this one stopped.")
-    return missing.total()
-
+def open_replies(path):
+    """The file of replies, to append to. A last line that a kill has torn is cut off."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "ab+") as file:
+        file.seek(0)
+        file.truncate(file.read().rfind(b"\n") + 1)
+    return open(path, "ab", buffering=0)
 
 def main(args):
     """The exit status: 1 where problems are missing."""
-    if args.budget is not None and None in (args.price_in, args.price_out):
-        raise SystemExit("--budget needs the prices of a million tokens: --price-in and --price-out")
-    if not (args.replay or args.teacher or args.base_url or args.dry_run):
-        if (args.dataset, args.mode) != ("demo", "socratic"):
-            raise SystemExit("Which teacher? Name it: --teacher NAME, and --base-url URL where it is not OpenAI's.\n"
-                             "  The recorded one has seen demo problems only, in mode socratic.")
-        args.replay = str(RECORDING)
+    name, split = run_name(args.dataset), args.split
+    if args.budget is not None and not args.price:
+        raise SystemExit("--budget needs the prices of a million tokens: --price IN,OUT")
+    is_default = (args.dataset, args.mode, args.base_url) == ("demo", "socratic", None)
+    if not (args.replay or args.teacher or args.dry_run or is_default):
+        raise SystemExit("Which teacher? Name the model as its server does: --teacher NAME\n"
+                         "  The recorded one has seen demo problems only, in mode socratic.")
+    split = split or ("all" if args.dataset.endswith(".jsonl") else "train")
     limit = args.limit or (40 if args.dataset == "demo" else None)
-    name = f"{args.dataset}-{args.mode}" + ("" if args.split == "train" else f"-{args.split}")
-    out = Path(args.out or f"annotations/{name}.jsonl")
-    replies = Path(args.replay) if args.replay else out.with_suffix(".replies.jsonl")
-    if args.replay:
-        rows = [row for row in read_rows(replies) if "replay" in row]
+    problems = load_problems(args.dataset, split, args.data_dir, limit)
+    problems = [problem for problem in problems if problem.answer.strip()]
+    if not problems:
+        raise SystemExit(f"{name}/{split} holds no problem with a gold answer to judge a reply by.")
+    suffix = "-valid" if split == "valid" else ""
+    out = Path(args.out or f"annotations/{name}-{args.mode}{suffix}.jsonl")
+    if args.replay or not (args.teacher or args.dry_run):
+        rows = read_lines(args.replay or RECORDING, may_be_torn=True)
         seen = {row["id"] for row in rows}
-        if args.dataset == "demo" and not args.limit:  # as many stories as the recording knows
-            limit = max((int(id.rpartition("-")[2]) + 1 for id in seen if id.startswith("demo-")), default=1)
-        problems = [p for p in load_problems(args.dataset, args.split, args.data_dir, limit) if p.id in seen]
-        if not problems:
-            raise SystemExit(f"{replies} does not exist, or holds no replies about {args.dataset}.\n"
-                             "  A recording is the .replies.jsonl of an earlier run.")
-        args.teacher = rows[0]["teacher"]
-        check_out(out, problems, args.teacher)
-        run = Run(args, problems, rows)
-        run.why = "not in the recording, which was made with other prompts or flags"
-        return int(finish(run, out) > 0)
-    problems = load_problems(args.dataset, args.split, args.data_dir, limit)
-    server = find_server(args)
+        run = Run(args, [problem for problem in problems if problem.id in seen], rows)
+        run.why = "the recording holds fewer replies"
+        return finish(run, out)
+    server, path = Server(args), out.with_suffix(".replies.jsonl")
+    if server.url == OPENAI and not server.key and not args.dry_run:
+        raise SystemExit(f"{OPENAI} needs a key in the environment variable OPENAI_API_KEY.\n"
+                         "  A server of your own needs none: --base-url http://localhost:11434")
+    rows = read_lines(path, may_be_torn=True) if path.exists() else []
+    run = Run(args, problems, rows, server)
+    queue = [problem for problem in problems if run.settle(problem).next_sample is not None]
     if args.dry_run:
-        dry_run(Run(args, problems, read_rows(replies), server))
+        dry_run(run, queue)
         return 0
-    check_out(out, problems, args.teacher)
-    with open_replies(replies) as file:
-        run = Run(args, problems, read_rows(replies), server, file)
-        if run.queue:
-            preflight(run)
-            run.work_all()
-        return int(finish(run, out) > 0)
-
-
-def open_replies(path):
-    """The file of replies, to append to, for this run alone."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    file = path.open("ab+", buffering=0)
-    if fcntl:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.close()
-            raise SystemExit(f"Another run is writing {path}. Wait for it, or name another file: --out FILE") from None
-    return file
-
-
-def check_out(out, problems, teacher):
-    """Stop before annotations are replaced that this command does not make."""
-    ids = {problem.id for problem in problems}
-    others = [record for record in (read_records(out) if out.exists() else [])
-              if record.id not in ids or record.source.removesuffix(STAND_IN) != teacher]
-    if others:
-        raise SystemExit(f"{out} holds {len(others)} annotations that this command does not make (another teacher, or "
-                         "more problems).\n  Keep them: name another file with --out. Or delete that file.")
-
+    with open_replies(path) as run.file:
+        if queue:
+            run.work_all(queue)
+    return finish(run, out)
 
 if __name__ == "__main__":
     try:

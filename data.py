@@ -2,7 +2,8 @@
 What do we want a student to write? Problems, dialogues, answers, tokens, and the data sets.
 
     python data.py                    the demo data set: counts, and one dialogue for each role
-    python data.py --dataset gsm8k    the same for gsm8k, svamp or strategyqa (downloaded once)
+    python data.py --dataset gsm8k    the same for gsm8k, svamp or strategyqa (downloaded once),
+                                      or for problem records of your own: --dataset mine.jsonl
 
 A solved problem is a dialogue. This text is all that the models ever see:
 
@@ -15,8 +16,9 @@ A solved problem is a dialogue. This text is all that the models ever see:
 
 A role says who reads and who learns to write which part of it; see `segments`.
 
-Reads   students/stories.toml     the story table of the demo
+Reads   students/*.toml           the story table of the demo, the sources of the data sets
         data/<dataset>/...        the authors' files (--data-dir or SOCRATIC_DATA: another folder)
+        <your file>.jsonl         problem records of your own
 Order   records, the dialogue and its roles, arithmetic, answers, tokenizers, files, data sets,
         the demo
 """
@@ -44,6 +46,7 @@ import tiktoken
 
 USUAL = ("train", "valid", "test")
 DATASETS = {"demo": (*USUAL, "long"), "gsm8k": USUAL, "svamp": (*USUAL, "all"), "strategyqa": USUAL}
+DATASET_HELP = f"which problems: {', '.join(DATASETS)}, or your own FILE.jsonl"
 ROLES = ("answer", "cot", "unified", "decomposer", "solver")
 IGNORE = -100    # the target of a token that is only context: cross_entropy skips it by default
 HERE = Path(__file__).resolve().parent
@@ -385,26 +388,17 @@ def get_tokenizer(name: str) -> tiktoken.Encoding:
 
 # ------------------------------------------------------------ files: found, downloaded, checked
 
-OPENAI = "openai/grade-school-math/master/grade_school_math/data/"
-FILES = {    # path below the data folder: (address on GitHub, sha256)
-    "gsm8k/train_socratic.jsonl": (OPENAI + "train_socratic.jsonl",
-        "153d86551187cfd64ef7afb59bfd0ef75cea3ae9388e7ad31e43920b6dd77872"),
-    "gsm8k/test_socratic.jsonl": (OPENAI + "test_socratic.jsonl",
-        "c96673362fa7a699f4836a9b6474a067448f95fe58064727501ee63ba4c3fdb6"),
-    "svamp/SVAMP.json": ("arkilpatel/SVAMP/main/SVAMP.json",
-        "5be77703a6d891ae476d7c082787ad361392aa02453b132516cdd5f4e7934e3e"),
-    "asdiv/ASDiv.xml": ("chaochun/nlu-asdiv-dataset/master/dataset/ASDiv.xml",
-        "ef8904068482919ac48c8eeaaf6df344b8a308ba66d048c2d4d87eab82dc4929"),
-    "strategyqa/train.json": ("eladsegal/strategyqa/main/data/strategyqa/train.json",
-        "0f72560b8a6fad3db847d2f1a7524fb087297843bb45a8d3245ffd68cbe0de12"),
-    "strategyqa/dev.json": ("eladsegal/strategyqa/main/data/strategyqa/dev.json",
-        "0d94842ffb022db8fd5ecd2168b785d5cf67f6faf64f665476bad544a3eb9dde"),
-}
+@cache
+def read_toml(name):
+    """A file of students/, where all lies that is data and not code. Each explains itself."""
+    with open(HERE / "students" / name, "rb") as file:
+        return tomllib.load(file)
 
 def find_file(name: str, data_dir=None) -> Path:
     """The path of a data file: downloaded if it is not there, and always checked."""
     path = Path(data_dir or os.environ.get("SOCRATIC_DATA") or "data") / name
-    url, sha256 = "https://raw.githubusercontent.com/" + FILES[name][0], FILES[name][1]
+    address, sha256 = read_toml("sources.toml")[name]
+    url = f"https://raw.githubusercontent.com/{address}"
     if not path.is_file():
         download(url, path, sha256)
     elif sha256_of(path) != sha256:
@@ -424,16 +418,17 @@ def download(url: str, path: Path, sha256: str | None = None) -> None:
     part = path.with_name(path.name + ".part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        n_have = part.stat().st_size if part.exists() else 0
-        headers = {"Accept-Encoding": "identity"}    # as many bytes as the file has
-        if n_have:
-            headers["Range"] = f"bytes={n_have}-"
-        with requests.get(url, headers=headers, stream=True, timeout=60) as reply:
-            if reply.status_code != 416:    # 416: the part was whole already
-                reply.raise_for_status()
-                save_body(reply, part, n_have if reply.status_code == 206 else 0)
-            for redirection in reply.history:
-                sha256 = sha256 or redirection.headers.get("X-Linked-ETag", "").strip('"')
+        with open(part, "ab") as file:
+            headers = {"Accept-Encoding": "identity", "Range": f"bytes={file.tell()}-"}
+            with requests.get(url, headers=headers, stream=True, timeout=60) as reply:
+                if reply.status_code != 416:    # 416: the part was whole already
+                    reply.raise_for_status()
+                    if reply.status_code != 206:    # the server sends the whole file again
+                        file.seek(0)
+                        file.truncate()
+                    save_body(reply, file, f"{path.parent.name}/{path.name}")
+                for redirection in reply.history:
+                    sha256 = sha256 or redirection.headers.get("X-Linked-ETag", "").strip('"')
     except (requests.RequestException, OSError) as error:
         raise SystemExit(f"\nCannot download {url}\n  {type(error).__name__}: {error}\n"
                          "  The same command continues where it stopped. Offline? Fetch that\n"
@@ -444,21 +439,18 @@ def download(url: str, path: Path, sha256: str | None = None) -> None:
                          f"  Try again; if that does not help, put the right file at {path}")
     part.replace(path)
 
-def save_body(reply, part: Path, n_have: int) -> None:
-    """Append what arrives to the file that already holds `n_have` bytes, and show how far it is."""
-    total = n_have + int(reply.headers.get("Content-Length", 0))
-    start, n_first = time.time(), n_have
-    with open(part, "ab" if n_have else "wb") as file:
-        for chunk in reply.iter_content(1 << 16):
-            file.write(chunk)
-            n_have += len(chunk)
-            rate = (n_have - n_first) / (time.time() - start + 1e-9)
-            name = f"{part.parent.name}/{part.stem}"
-            print(f"\r{name}: {n_have / 1e6:,.1f} of {total / 1e6:,.1f} MB, "
-                  f"{max(0, total - n_have) / rate:.0f} s left ", end="", file=sys.stderr)
+def save_body(reply, file, name: str) -> None:
+    """Append what arrives, and show how far it is."""
+    start, n_first = time.time(), file.tell()
+    total = n_first + int(reply.headers.get("Content-Length", 0))
+    for chunk in reply.iter_content(1 << 16):
+        file.write(chunk)
+        left = (total - file.tell()) * (time.time() - start) / (file.tell() - n_first)
+        print(f"\r{name}: {file.tell() / 1e6:,.1f} of {total / 1e6:,.1f} MB, {left:.0f} s left ",
+              end="", file=sys.stderr)
     print(file=sys.stderr)
-    if n_have < total:
-        raise OSError(f"the connection closed after {n_have:,} of {total:,} bytes")
+    if file.tell() < total:
+        raise OSError(f"the connection closed after {file.tell():,} of {total:,} bytes")
 
 # ------------------------------------------------------------ the data sets
 
@@ -466,18 +458,20 @@ def load_problems(dataset, split, data_dir=None, limit=None, annotations=None) -
     """
     The problems of one split, in a fixed order.
 
-    split        train, valid or test; demo also has long (7 and 8 steps), svamp also all
+    dataset      demo, gsm8k, svamp, strategyqa, or the path of a .jsonl file of problem records
+    split        train, valid or test; demo also has long (7 and 8 steps), svamp and files all
     limit        only the first so many; demo can generate any number of training problems
     annotations  a file of records whose steps replace the data set's own, joined by id
     """
-    if dataset not in DATASETS:
-        raise SystemExit(f"Unknown data set {dataset!r}. There are: {', '.join(DATASETS)}")
-    if split not in DATASETS[dataset]:
-        raise SystemExit(f"{dataset} has no split {split!r}. "
-                         f"There are: {', '.join(DATASETS[dataset])}")
+    name = run_name(dataset)
+    splits = splits_of(dataset)
+    if split not in splits:
+        raise SystemExit(f"{name} has no split {split!r}. There are: {', '.join(splits)}")
     if dataset == "demo":
         n = {"train": 20_000, "valid": 500, "test": 1_000, "long": 500}[split]
         problems = make_demo(split, limit if limit and (split == "train" or limit < n) else n)
+    elif name not in DATASETS:
+        problems = load_file(dataset, split)
     else:
         load = {"gsm8k": load_gsm8k, "svamp": load_svamp, "strategyqa": load_strategyqa}[dataset]
         problems = load(split, data_dir)
@@ -487,8 +481,43 @@ def load_problems(dataset, split, data_dir=None, limit=None, annotations=None) -
         problems = [replace(p, steps=by_id[p.id].steps, source=by_id[p.id].source)
                     for p in problems if p.id in by_id]
         print(f"{annotations}: {len(by_id)} annotations, {len(problems)} match the "
-              f"{n_asked} problems of {dataset}/{split}", file=sys.stderr)
+              f"{n_asked} problems of {name}/{split}", file=sys.stderr)
     return problems[:limit]
+
+def run_name(dataset: str) -> str:
+    """
+    What a data set is called in the names of runs and files. SystemExit if it is unknown.
+
+    >>> run_name("gsm8k"), run_name("my/pens.jsonl")
+    ('gsm8k', 'pens')
+    """
+    is_file = dataset.endswith(".jsonl")
+    name = Path(dataset).stem if is_file else dataset
+    if is_file and name in DATASETS:
+        raise SystemExit(f"{dataset}: {name} is the name of a built-in data set. Rename the file.")
+    if not is_file and name not in DATASETS:
+        raise SystemExit(f"Unknown data set {name!r}. There are: {', '.join(DATASETS)}, "
+                         "and the path of a file that ends in .jsonl")
+    return name
+
+def splits_of(dataset) -> tuple:
+    return DATASETS.get(dataset, (*USUAL, "all"))
+
+def split_of(text: str) -> str:
+    """The split of a text by its sha256: 1 of 10 is test, 1 of 10 valid, the rest train."""
+    bucket = int(hashlib.sha256(text.encode()).hexdigest(), 16) % 10
+    return {0: "test", 1: "valid"}.get(bucket, "train")
+
+def load_file(path, split) -> list[Problem]:
+    """
+    One's own records. The text of a problem decides its split, whatever else the file holds, so
+    that nobody scores by mistake the problems that a student has learned.
+    """
+    problems = read_records(path)
+    ids = Counter(problem.id for problem in problems)
+    if ids and max(ids.values()) > 1:
+        raise SystemExit(f"{path}: the id {ids.most_common(1)[0][0]!r} stands there more than once")
+    return [p for p in problems if split in ("all", split_of(p.problem))]
 
 def load_gsm8k(split, data_dir) -> list[Problem]:
     """Its answers are lines `subquestion ** solution`, then `#### number`."""
@@ -563,15 +592,10 @@ def load_strategyqa(split, data_dir) -> list[Problem]:
 # ------------------------------------------------------------ the demo: stories from a table
 
 @cache
-def read_table():
-    """The story table, which explains itself."""
-    with open(HERE / "students" / "stories.toml", "rb") as file:
-        return tomllib.load(file)
-
-@cache
 def plurals(*kinds):
     """{plural: singular} of items, boxes or gifts. The table has "pen" or "box/boxes"."""
-    pairs = [word.partition("/") for kind in kinds for word in read_table()[kind].split()]
+    words = " ".join(read_toml("stories.toml")[kind] for kind in kinds).split()
+    pairs = [word.partition("/") for word in words]
     return {plural or singular + "s": singular for singular, _, plural in pairs}
 
 def draw_numbers(rng, rule, x):
@@ -586,7 +610,7 @@ def draw_numbers(rng, rule, x):
     if rule.startswith("a divides x"):
         divisors = [a for a in range(2, 11) if x % a == 0 and a < x]
         a = rng.choice(divisors) if divisors else None
-        has_word = str(a) in read_table()["fraction"]
+        has_word = str(a) in read_toml("stories.toml")["fraction"]
         return [a] if a and (has_word or not rule.endswith("in words")) else None
     return [rng.randint(int(low), int(high)) for low, high in re.findall(r"(\d+)-(\d+)", rule)]
 
@@ -594,7 +618,7 @@ class Story:
     """A story on its way: what has been told so far, and which words are still unused."""
 
     def __init__(self, rng):
-        self.rng, self.table = rng, read_table()
+        self.rng, self.table = rng, read_toml("stories.toml")
         self.people = rng.sample(self.table["girls"].split() + self.table["boys"].split(), 6)
         self.unused = {"boxes": rng.sample(list(plurals("boxes")), 5),
                        "gifts": rng.sample(list(plurals("gifts")), 4)}
@@ -698,9 +722,7 @@ def make_demo(split, n, seed=0) -> list[Problem]:
         if made is None:
             continue
         problem, key = made
-        bucket = int(hashlib.sha256(key.encode()).hexdigest(), 16) % 10
-        home = "test" if bucket == 0 else "valid" if bucket == 1 else "train"
-        if (split == "long" or split == home) and key not in seen:
+        if split in ("long", split_of(key)) and key not in seen:
             seen.add(key)
             problem.id = f"demo-{split}-{len(problems)}"
             problems.append(problem)
@@ -713,18 +735,19 @@ def parse_args(argv=None):
         description="Count a data set's problems and show one dialogue for each role.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     add = parser.add_argument
-    add("--dataset", default="demo", choices=DATASETS, help="which problems")
+    add("--dataset", default="demo", help=DATASET_HELP)
     add("--data-dir", help="folder of the data sets (None: SOCRATIC_DATA, or data/)")
     add("--role", choices=ROLES, help="show this role only (None: all)")
     add("--limit", type=int, default=1, help="how many training problems to show")
     return parser.parse_args(argv)
 
 def main(args):
-    for split in DATASETS[args.dataset]:
+    for split in splits_of(args.dataset):
         problems = load_problems(args.dataset, split, args.data_dir)
         counts = Counter(len(problem.steps) for problem in problems)
         by_steps = " ".join(f"{n}:{count:,}" for n, count in sorted(counts.items()))
-        print(f"{args.dataset}/{split:5s} {len(problems):6,} problems | by steps: {by_steps}")
+        name = f"{run_name(args.dataset)}/{split:5s}"
+        print(f"{name} {len(problems):6,} problems | by steps: {by_steps}")
         if split == "train":
             examples = problems
     color = sys.stdout.isatty()

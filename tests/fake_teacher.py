@@ -17,36 +17,29 @@ import time
 from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-from annotate import written
+from annotate import find_role, make_reply
 from data import clean, load_problems
 
-
 def dialogue(problem, mode="socratic"):
-    """The gold dialogue as a teacher would write it: plain arithmetic."""
-    return re.sub("<<.*?>>", "", written(problem, mode))
-
+    """The gold dialogue in the form that a teacher is asked for."""
+    return make_reply(problem, find_role(problem, mode))
 
 def error(status, message, headers=None, **more):
     return lambda h: h.send(status, {"error": {"message": message} | more}, headers)
 
-
 def body(status, content, headers=None):
     return lambda h: h.send(status, content, headers)
 
-
 def reply(content, finish="stop", **more):
     return lambda h: h.send(200, h.server.chat(content, finish, **more))
-
 
 def half(h):
     """A Content-Length that the body does not reach."""
     h.send(200, h.server.chat("Subquestion: How"), cut=0.5)
 
-
 def half_json(h):
     """A body that is as long as promised, but half of its JSON is missing."""
     h.send(200, json.dumps(h.server.chat("Subquestion: How"))[:60])
-
 
 def reset(h):
     h.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
@@ -54,30 +47,9 @@ def reset(h):
     h.connection.close()
     h.close_connection = True
 
-
 def late(h):
     time.sleep(h.server.late)
     h.send(200, h.server.chat(h.right()))
-
-
-def trickle(h):
-    """A byte now and then: no single read ever times out."""
-    data = json.dumps(h.server.chat(h.right())).encode()
-    h.start(200, len(data), {})
-    for byte in data:
-        h.wfile.write(bytes([byte]))
-        time.sleep(h.server.late / 20)
-
-
-def refuses(name, code="unsupported_parameter"):
-    """A server that will not take one parameter, however often it is sent."""
-    def fault(h):
-        if name not in h.asked:
-            return h.send(200, h.server.chat(h.right()))
-        h.server.faults.insert(0, fault)
-        return error(400, f"Unsupported: '{name}' is not supported with this model.", code=code, param=name)(h)
-    return fault
-
 
 QUOTA = {"code": "insufficient_quota", "type": "insufficient_quota"}
 FAULTS = {
@@ -93,7 +65,6 @@ FAULTS = {
     "408": error(408, "Request time-out"),
     "409": error(409, "Conflict"),
     "422": body(422, {"detail": [{"loc": ["body", "messages"], "msg": "Input should be a valid list"}]}),
-    "422 seed": body(422, {"detail": [{"loc": ["body", "seed"], "msg": "Extra inputs are not permitted"}]}),
     "500": error(500, "The server had an error"),
     "500 text": body(500, {"error": "CUDA out of memory"}),
     "500 flat": body(500, {"object": "error", "message": "worker died", "code": 500}),
@@ -108,11 +79,17 @@ FAULTS = {
     "null content": reply(None),
     "empty content": reply(""),
     "length": reply("Subquestion: How many", "length"),
-    "content filter": reply("", "content_filter"),
+    "content filter": reply("", "content_filter: hate"),
     "refusal": reply(None, refusal="I'm sorry, I cannot help with that."),
     "sorry": reply("I'm sorry, but I can't assist with that."),
-    "wrong": reply("Subquestion: How many?\nSolution: It is 1+1 = 2.\nAnswer: 2"),
-    "false": reply("Subquestion: How many?\nSolution: It is 2*3 = 7.\nAnswer: 7"),
+    "wrong": reply("Subquestion: How many?\nSolution: It is 1+1 = <<1+1=2>>2.\nAnswer: 2"),
+    "false": reply("Subquestion: How many?\nSolution: It is 2*3 = <<2*3=7>>7.\nAnswer: 7"),
+    "error inside": lambda h: h.send(200, {"choices": [{"finish_reason": "error", "error": {"code": 502},
+                                                        "message": {"content": ""}}]}),
+    "odd finish": reply("Subquestion: How", "recitation"),
+    "MAX_TOKENS": reply("Subquestion: How many", "MAX_TOKENS"),
+    "429 Retry-After 0": error(429, "Rate limit reached", {"Retry-After": "0"}),
+    "429 past": error(429, "Rate limit reached", {"Retry-After": "Wed, 21 Oct 2015 07:28:00 GMT"}),
     "parts": lambda h: h.send(200, h.server.chat([{"type": "text", "text": part} for part in h.right().split("A", 1)[:1]
                                                   + ["A" + h.right().split("A", 1)[1]]])),
     "reasoning": lambda h: h.send(200, h.server.chat(h.right(), reasoning_content="Answer: 0", reasoning="Answer: 0")),
@@ -121,14 +98,11 @@ FAULTS = {
     # line, and a request that does not validate is called a 500.
     "asks for what is stated": lambda h: h.send(200, h.server.chat(h.stated())),
     "no answer line": lambda h: h.send(200, h.server.chat(h.right().rpartition("\nAnswer:")[0])),
-    "500 validation": error(500, "1 validation error:\n  {'type': 'list_type', 'loc': ('body', 'messages')}",
-                            type="internal_server_error", param=None, code=None),
     "no usage": lambda h: h.send(200, {k: v for k, v in h.server.chat(h.right()).items() if k != "usage"}),
-    "half": half, "half json": half_json, "reset": reset, "late": late, "trickle": trickle,
-    "max_tokens": refuses("max_tokens"), "temperature": refuses("temperature", "unsupported_value"),
-    "seed": refuses("seed"),
+    "hidden reasoning": lambda h: h.send(200, h.server.chat(h.right()) | {
+        "usage": {"prompt_tokens": 279, "completion_tokens": 60, "total_tokens": 1239}}),
+    "half": half, "half json": half_json, "reset": reset, "late": late,
 }
-
 
 class Handler(BaseHTTPRequestHandler):
     protocol_version, disable_nagle_algorithm = "HTTP/1.1", True
@@ -138,7 +112,7 @@ class Handler(BaseHTTPRequestHandler):
         self.asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         content = self.asked["messages"][-1]["content"]
         with server.lock:
-            fault = server.faults.pop(0) if server.faults and (content != "Say OK." or server.preflight) else None
+            fault = server.faults.pop(0) if server.faults else None
             server.log.append({"path": self.path, "key": self.headers.get("Authorization"), "fault": fault,
                                "time": time.monotonic(), "id": self.problem().id if self.problem() else content,
                                "body": self.asked, "done": False})
@@ -177,14 +151,13 @@ class Handler(BaseHTTPRequestHandler):
     def log_message(self, *_):
         pass
 
-
 class FakeTeacher(ThreadingHTTPServer):
     daemon_threads, request_queue_size = True, 128
 
-    def __init__(self, problems, faults=(), mode="socratic", delay=0.0, late=1.0, port=0, preflight=False):
+    def __init__(self, problems, faults=(), mode="socratic", delay=0.0, late=1.0, port=0):
         super().__init__(("127.0.0.1", port), Handler)
         self.problems = {clean(problem.problem): problem for problem in problems}
-        self.faults, self.mode, self.delay, self.late, self.preflight = list(faults), mode, delay, late, preflight
+        self.faults, self.mode, self.delay, self.late = list(faults), mode, delay, late
         self.log, self.lock = [], threading.Lock()
         self.url = f"http://127.0.0.1:{self.server_address[1]}"
 
@@ -192,10 +165,6 @@ class FakeTeacher(ThreadingHTTPServer):
         return {"id": "x", "object": "chat.completion", "usage": {"prompt_tokens": 400, "completion_tokens": 60},
                 "choices": [{"index": 0, "message": {"role": "assistant", "content": content} | more,
                              "finish_reason": finish}]}
-
-    def asked(self):
-        """The log without preflights."""
-        return [entry for entry in self.log if entry["id"] != "Say OK."]
 
     def handle_error(self, *_):
         pass
@@ -207,7 +176,6 @@ class FakeTeacher(ThreadingHTTPServer):
     def __exit__(self, *_):
         self.shutdown()
         self.server_close()
-
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="A chat server that knows the answers to the demo problems.")

@@ -114,7 +114,7 @@ def test_the_grammar_has_many_kinds_of_events_and_stories_use_them_all():
         if story := data.make_story(rng, rng.randint(2, 6)):
             keys.append(story[1])
     kinds = {event.split(" [")[0] for key in keys for event in key.split("; ")}
-    assert kinds == {event["name"] for event in data.read_table()["event"]} and len(kinds) >= 12
+    assert kinds == {event["name"] for event in data.read_toml("stories.toml")["event"]} and len(kinds) >= 12
 
 
 def story_keys(split, n, monkeypatch):
@@ -381,7 +381,8 @@ def put_file(folder, name, text, monkeypatch):
     path = folder / name
     path.parent.mkdir(exist_ok=True)
     path.write_text(text, encoding="utf-8")
-    monkeypatch.setitem(data.FILES, name, (data.FILES[name][0], data.sha256_of(path)))
+    sources = data.read_toml("sources.toml")
+    monkeypatch.setitem(sources, name, (sources[name][0], data.sha256_of(path)))
     return path
 
 
@@ -414,6 +415,37 @@ def test_annotations_take_the_place_of_the_steps_and_are_counted(tmp_path, capsy
     path.write_text("".join(p.to_json() + "\n" for p in theirs), encoding="utf-8")
     assert load_problems("demo", "train", limit=5, annotations=path) == theirs
     assert "2 annotations, 2 match the 5 problems" in capsys.readouterr().err
+
+
+# ---------------------------------------------------------------- one's own file
+
+def test_the_text_of_a_problem_in_ones_own_file_decides_its_split(tmp_path):
+    path = tmp_path / "pens.jsonl"
+    mine = [Problem(f"mine-{i}", f"Ava has {i} pens. How many?", [], str(i)) for i in range(400)]
+    path.write_text("".join(p.to_json() + "\n" for p in mine), encoding="utf-8")
+    parts = {split: load_problems(str(path), split) for split in ("train", "valid", "test", "all")}
+    assert parts["all"] == mine
+    assert sorted(p.id for p in mine) == sorted(p.id for split in ("train", "valid", "test") for p in parts[split])
+    assert 20 <= len(parts["test"]) <= 60 and 20 <= len(parts["valid"]) <= 60
+    for problem in parts["test"]:
+        assert int(hashlib.sha256(problem.problem.encode()).hexdigest(), 16) % 10 == 0
+    path.write_text("".join(p.to_json() + "\n" for p in mine[::3]), encoding="utf-8")    # filtered
+    assert {p.id for p in load_problems(str(path), "test")} == {p.id for p in parts["test"]} & {p.id for p in mine[::3]}
+    assert load_problems(str(path), "all", limit=2) == mine[:6:3]
+
+
+def test_the_name_of_a_file_is_its_stem_and_no_built_in_one(tmp_path):
+    assert data.run_name("a/b.c.jsonl") == "b.c" and data.splits_of("b.jsonl") == ("train", "valid", "test", "all")
+    for dataset, words in (("x/gsm8k.jsonl", "name of a built-in data set"), ("mine", "ends in .jsonl"),
+                           (str(tmp_path / "none.jsonl"), "none.jsonl does not exist")):
+        with pytest.raises(SystemExit, match=words):
+            load_problems(dataset, "train")
+    path = tmp_path / "mine.jsonl"
+    path.write_text(Problem("a", "How many?").to_json() + "\n" + Problem("a", "How few?").to_json() + "\n")
+    with pytest.raises(SystemExit, match="the id 'a' stands there more than once"):
+        load_problems(str(path), "all")
+    with pytest.raises(SystemExit, match="no split 'long'"):
+        load_problems(str(path), "long")
 
 
 @real
