@@ -18,7 +18,6 @@ backwards. Nothing is guessed or repaired: a text that is not in the form is rej
 """
 
 import argparse
-import email.utils
 import functools
 import hashlib
 import itertools
@@ -36,6 +35,8 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import requests
+from requests.adapters import HTTPAdapter, Retry
+from requests.packages.urllib3.exceptions import InvalidHeader
 
 from data import (DATASET_HELP, HERE, NUMBER, Problem, Step, calculate, clean, extract_answer,
                   load_problems, read_lines, read_toml, replace_file, run_name, same_answer,
@@ -230,7 +231,11 @@ def check_calculations(solution: str) -> list[str]:
     results = []
     for match in CALCULATION.finditer(solution):
         expression, result = match[1].strip(), match[2].strip()
-        if not is_true(expression, result):
+        # It may be rounded, but then it is right to its last digit: 10/3=3.33, not 10/3=3.
+        difference = calculate(f"({expression})-({result})")
+        n_decimals = len(result.partition(".")[2])
+        limit = 0.500001 / 10**n_decimals if n_decimals else 0
+        if difference is None or abs(float(difference)) > limit:
             raise Rejected(f"false arithmetic: {expression}={result}")
         before = re.search(r"[-\d\s.,+*/^()%$=×÷−]*$", solution[:match.start()])[0]
         before, same = (re.sub(r"[\s$]", "", text).lstrip(".,") for text in (before, expression))
@@ -240,18 +245,6 @@ def check_calculations(solution: str) -> list[str]:
         if re.search(r"[\d)%]\s*[-+*/×÷−]", expression):    # not so in <<5=5>>
             results.append(result)
     return results
-
-def is_true(expression: str, result: str) -> bool:
-    """
-    Whether the result is right, to its last digit if it has decimals.
-
-    >>> is_true("10/4", "2.5"), is_true("10/3", "3.333"), is_true("10/3", "3")
-    (True, True, False)
-    """
-    difference = calculate(f"({expression})-({result})")
-    n_decimals = len(result.partition(".")[2])
-    limit = 0.500001 / 10**n_decimals if n_decimals else 0
-    return difference is not None and abs(float(difference)) <= limit
 
 def find_numbers(text: str, in_words=False) -> set[str]:
     """
@@ -296,7 +289,7 @@ class Server:
         self.body = {"model": args.teacher, "stream": False, "temperature": TEMPERATURE,
                      "max_tokens": MAX_TOKENS} | (args.body or {})
         self.session = requests.Session()
-        self.session.mount("http", requests.adapters.HTTPAdapter(pool_maxsize=args.workers))
+        self.session.mount("http", HTTPAdapter(pool_maxsize=args.workers))
         self.session.auth = lambda request: request    # else a .netrc would replace the key
         if self.key:
             self.session.headers["Authorization"] = f"Bearer {self.key}"
@@ -365,17 +358,12 @@ def is_complete(reply) -> bool:
 
 def read_wait(headers) -> float:
     """The seconds that a server asks to wait, at most an hour; 0 where it does not say."""
-    value = headers.get("retry-after", "")
     try:
         if "retry-after-ms" in headers:
-            seconds = float(headers["retry-after-ms"]) / 1000
-        elif value.isdecimal():
-            seconds = float(value)
-        else:
-            seconds = email.utils.parsedate_to_datetime(value).timestamp() - time.time()
-    except (ValueError, TypeError, OverflowError):
+            return min(float(headers["retry-after-ms"]) / 1000, 3600)
+        return min(Retry().parse_retry_after(headers["retry-after"]), 3600)    # seconds, or a date
+    except (KeyError, ValueError, InvalidHeader):
         return 0.0
-    return min(max(seconds, 0.0), 3600.0)
 
 def normal_url(text: str) -> str:
     """
@@ -413,14 +401,16 @@ class Run:
                 if all(row.get(key) == value for key, value in asked.items()):
                     self.replies[row["id"], row["sample"]] = row
 
+    def messages(self, problem):
+        return make_messages(problem, self.args.mode, self.args.dataset)
+
     def describe(self, problem) -> dict:
         """All that shapes a reply, besides the number of the sample."""
         what = {"problem_sha256": sha16(problem.problem)}
         if self.server:
-            messages = make_messages(problem, self.args.mode, self.args.dataset)
-            request = [self.server.url, self.server.body]
-            what |= {"messages_sha256": sha16(json.dumps(messages)), "teacher": self.args.teacher,
-                     "request_sha256": sha16(json.dumps(request, sort_keys=True))}
+            request = json.dumps([self.server.url, self.server.body], sort_keys=True)
+            what |= {"messages_sha256": sha16(json.dumps(self.messages(problem))),
+                     "request_sha256": sha16(request), "teacher": self.args.teacher}
         return what
 
     def settle(self, problem) -> Outcome:
@@ -453,9 +443,8 @@ class Run:
 
     def ask(self, problem, sample, room):
         """One more reply, on disk before it is looked at."""
-        messages = make_messages(problem, self.args.mode, self.args.dataset)
-        body = self.server.make_body(messages, sample, room)
-        most = self.price(count_tokens(json.dumps(messages)), body.get("max_tokens", 0)
+        body = self.server.make_body(self.messages(problem), sample, room)
+        most = self.price(count_tokens(json.dumps(body)), body.get("max_tokens", 0)
                           + body.get("max_completion_tokens", 0))
         with self.lock:
             if self.args.budget is not None and self.cost() + most > self.args.budget:
@@ -511,22 +500,18 @@ class Run:
             raise SystemExit(f"{self.server.url}: {self.why or self.missing[queue[0].id]}\n"
                              f"  Is it running? Does it have a model {self.args.teacher!r}? "
                              "The key is read from OPENAI_API_KEY.")
-        pool = ThreadPoolExecutor(self.args.workers)
-        try:
+        with ThreadPoolExecutor(self.args.workers) as pool:
             futures = [pool.submit(self.work, problem) for problem in queue[1:]]
-            for n, _ in enumerate(as_completed(futures), 2):
-                if time.time() - shown > 1 or n == len(queue):
-                    shown = time.time()
-                    left = int((len(queue) - n) * (shown - start) / n)
-                    print(f"{n:6,}/{len(queue):,} problems | {self.calls:,} replies | "
-                          f"{self.cost():.4f} spent | {left // 60}:{left % 60:02d} left", flush=True)
-        except KeyboardInterrupt:
-            self.stop("interrupted")
-            print("\nWaiting for the requests under way. Ctrl-C again gives them up.", flush=True)
             try:
-                pool.shutdown(cancel_futures=True)
+                for n, _ in enumerate(as_completed(futures), 2):
+                    if time.time() - shown > 1 or n == len(queue):
+                        shown = time.time()
+                        left = int((len(queue) - n) * (shown - start) / n)
+                        print(f"{n:6,}/{len(queue):,} problems | {self.calls:,} replies | {self.cost():.4f}"
+                              f" spent | {left // 60}:{left % 60:02d} left", flush=True)
             except KeyboardInterrupt:
-                os._exit(1)    # the replies so far are on disk
+                self.stop("interrupted")
+                print("\nWaiting for the requests under way.", flush=True)
 
 def count_tokens(text) -> int:
     return len(text) // 3    # a careful guess: English with numbers has 3 to 4 characters a token
@@ -537,15 +522,15 @@ def finish(run, out) -> int:
     for problem in run.problems:
         outcome = run.settle(problem)
         if outcome.kept:
-            kept.append(outcome.kept.to_json())
+            kept.append(outcome.kept.to_json() + "\n")
         if outcome.next_sample is not None:
             missing[run.missing.get(problem.id, run.why)] += 1
         for sample, reason, text in outcome.rejected:
             reasons[reason.partition(":")[0]] += 1
             row = {"id": problem.id, "sample": sample, "reason": reason, "text": text}
-            rejected.append(json.dumps(row | {"answer": problem.answer}, ensure_ascii=False))
-    for path, lines in ((out, kept), (out.with_suffix(".rejected.jsonl"), rejected)):
-        replace_file(path, "".join(line + "\n" for line in lines).encode())
+            rejected.append(json.dumps(row | {"answer": problem.answer}, ensure_ascii=False) + "\n")
+    replace_file(out, "".join(kept).encode())
+    replace_file(out.with_suffix(".rejected.jsonl"), "".join(rejected).encode())
     n, n_missing = len(run.problems), missing.total()
     print(f"kept      {len(kept):,} of {n:,} problems -> {out}\nrejected  "
           f"{n - len(kept) - n_missing:,} problems; {len(rejected):,} replies in all:")
@@ -554,8 +539,8 @@ def finish(run, out) -> int:
     print(f"missing   {n_missing:,} problems")
     for why, n in missing.most_common():
         print(f"  {n:8,}  {why}")
-    print(f"calls     {run.calls:,}: {run.tokens_in:,} tokens in, {run.tokens_out:,} out"
-          + f", cost {run.cost():.4f}" * bool(run.args.price))
+    cost = f", cost {run.cost():.4f}" if run.args.price else ""
+    print(f"calls     {run.calls:,}: {run.tokens_in:,} tokens in, {run.tokens_out:,} out{cost}")
     if n_missing and run.server:
         print("The same command goes on where this one stopped.")
     return int(n_missing > 0)
@@ -591,16 +576,6 @@ def parse_args(argv=None):
     add("--out", metavar="FILE", help="where to write (None: annotations/<dataset>-<mode>.jsonl)")
     return parser.parse_args(argv)
 
-def dry_run(run, queue):
-    args = run.args
-    n_in = sum(count_tokens(json.dumps(make_messages(problem, args.mode, args.dataset)))
-               for problem in queue)
-    n_out = len(queue) * (run.tokens_out // run.calls if run.calls else 150)
-    cost = f"{run.price(n_in, n_out):,.2f}" if args.price else "unknown; give --price IN,OUT"
-    print(f"{len(run.problems):,} problems, {len(queue):,} to ask: at most "
-          f"{len(queue) * args.tries:,} requests\nwith one try for each: {n_in:,} tokens in, "
-          f"{n_out:,} out, cost {cost}")
-
 def open_replies(path):
     """The file of replies, to append to. A last line that a kill has torn is cut off."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -611,14 +586,16 @@ def open_replies(path):
 
 def main(args):
     """The exit status: 1 where problems are missing."""
-    name, split = run_name(args.dataset), args.split
+    name, is_file = run_name(args.dataset), args.dataset.endswith(".jsonl")
     if args.budget is not None and not args.price:
         raise SystemExit("--budget needs the prices of a million tokens: --price IN,OUT")
-    is_default = (args.dataset, args.mode, args.base_url) == ("demo", "socratic", None)
-    if not (args.replay or args.teacher or args.dry_run or is_default):
-        raise SystemExit("Which teacher? Name the model as its server does: --teacher NAME\n"
-                         "  The recorded one has seen demo problems only, in mode socratic.")
-    split = split or ("all" if args.dataset.endswith(".jsonl") else "train")
+    replay = args.replay
+    if not (replay or args.teacher or args.dry_run):
+        if (args.dataset, args.mode, args.base_url) != ("demo", "socratic", None):
+            raise SystemExit("Which teacher? Name the model as its server does: --teacher NAME\n"
+                             "  The recorded one has seen demo problems only, in mode socratic.")
+        replay = RECORDING
+    split = args.split or ("all" if is_file else "train")
     limit = args.limit or (40 if args.dataset == "demo" else None)
     problems = load_problems(args.dataset, split, args.data_dir, limit)
     problems = [problem for problem in problems if problem.answer.strip()]
@@ -626,22 +603,27 @@ def main(args):
         raise SystemExit(f"{name}/{split} holds no problem with a gold answer to judge a reply by.")
     suffix = "-valid" if split == "valid" else ""
     out = Path(args.out or f"annotations/{name}-{args.mode}{suffix}.jsonl")
-    if args.replay or not (args.teacher or args.dry_run):
-        rows = read_lines(args.replay or RECORDING, may_be_torn=True)
+    if replay:
+        rows = read_lines(replay, may_be_torn=True)
         seen = {row["id"] for row in rows}
         run = Run(args, [problem for problem in problems if problem.id in seen], rows)
         run.why = "the recording holds fewer replies"
         return finish(run, out)
     server, path = Server(args), out.with_suffix(".replies.jsonl")
-    if server.url == OPENAI and not server.key and not args.dry_run:
-        raise SystemExit(f"{OPENAI} needs a key in the environment variable OPENAI_API_KEY.\n"
-                         "  A server of your own needs none: --base-url http://localhost:11434")
     rows = read_lines(path, may_be_torn=True) if path.exists() else []
     run = Run(args, problems, rows, server)
     queue = [problem for problem in problems if run.settle(problem).next_sample is not None]
     if args.dry_run:
-        dry_run(run, queue)
+        n_in = sum(count_tokens(json.dumps(run.messages(problem))) for problem in queue)
+        n_out = len(queue) * (run.tokens_out // run.calls if run.calls else 150)
+        cost = f"{run.price(n_in, n_out):,.2f}" if args.price else "unknown: give --price IN,OUT"
+        print(f"{len(problems):,} problems, {len(queue):,} to ask; with one try for each "
+              f"{n_in:,} tokens in, {n_out:,} out;\ncost {cost}; with all tries at most "
+              f"{args.tries} times as much")
         return 0
+    if server.url == OPENAI and not server.key:
+        raise SystemExit(f"{OPENAI} needs a key in the environment variable OPENAI_API_KEY.\n"
+                         "  A server of your own needs none: --base-url http://localhost:11434")
     with open_replies(path) as run.file:
         if queue:
             run.work_all(queue)

@@ -310,41 +310,49 @@ def format_number(value: Fraction) -> str:
 
 # ------------------------------------------------------------ answers
 
+DASHES = str.maketrans("‐‑‒–−－", "------")    # all that may mean minus
+# A minus sign counts only if it does not stand between two numbers, as in "5-10 minutes".
+VALUE = rf"(?:(?<![\w.,)])-)?[ $€£]*(?:{NUMBER})(?:/(?:{NUMBER}))?"
+
 def extract_answer(text: str, lenient=False) -> str | None:
     r"""
     The answer of the first answer block (`Answer: ...` or `#### ...`), normalised, or None.
 
-    What follows that block is ignored. lenient: if there is no block, the last number of the
-    text, or else its last yes or no.
+    What follows that block is ignored. In an equation the last side that says one number counts.
+    lenient: if there is no block, the last number of the text, or its last yes or no.
 
-    >>> extract_answer("so she has\nAnswer: $1,200.\nProblem: ...")
-    '1200'
+    >>> extract_answer("so she has\nAnswer: $1,200.\nProblem: ..."), extract_answer("Answer: 5 1/2")
+    ('1200', None)
     >>> extract_answer("She has 18 apples"), extract_answer("She has 18 apples", lenient=True)
     (None, '18')
     """
-    block = re.search(r"(?:\bAnswer:|####)[ \t]*([^\n]*)", text)
+    text = text.translate(DASHES)
+    block = re.search(r"(?:\bAnswer:|####)([^\n]*)", text)
     if block:
-        value = block[1].rsplit("=", 1)[-1]    # the last side of an equation
-        word = re.match(r"\W*(yes|no|true|false)\b(?! one\b)", value, re.IGNORECASE)
-        if word:
-            return {"true": "yes", "false": "no"}.get(word[1].lower(), word[1].lower())
-        found = re.search(r"[-−]?[ $€£]*[.,\d][\d.,:/^%−×*-]*", value)
-        return normalize_number(found[0]) if found else None
+        sides = re.sub("<<.*?>>", "", block[1]).split("=")
+        values = [value for side in sides if (value := read_value(side)) is not None]
+        return values[-1] if values else None
     if not lenient:
         return None
-    # A minus sign counts only if it does not stand between two numbers, as in "5-10 minutes".
-    numbers = re.findall(rf"(?:(?<![\w.,)])[-−])?[ $€£]*(?:{NUMBER})", text)
-    if numbers:
-        return normalize_number(numbers[-1])
-    words = re.findall(r"\b(yes|no)\b(?=[.,;!]|\W*$)", text, re.IGNORECASE)
-    return words[-1].lower() if words else None
+    numbers = list(re.finditer(VALUE, text))
+    words = list(re.finditer(r"\b(?:yes|no)\b(?=[.,;!]|\W*$)", text, re.IGNORECASE))
+    last = max(numbers[-1:] + words[-1:], key=lambda match: match.start(), default=None)
+    return read_value(last[0]) if last else None
 
-def normalize_number(text: str) -> str | None:
-    """The number as `format_number` writes it; None if it is no single one: 5-10, 3:30, 1.2.3."""
-    text = re.sub(r"[ $€£]", "", text).rstrip(".,:%-").replace("−", "-")
-    if not re.fullmatch(rf"-?(?:{NUMBER})(?:/(?:{NUMBER}))?", text):
-        return None
-    return calculate(text)
+def read_value(text: str) -> str | None:
+    """
+    The one number, or the yes or no, that a text says. Of several numbers the first counts, if
+    the text begins with it and goes on in words: "18 hats for 3 men", but not "5-10" or "3:30".
+    """
+    word = re.match(r"\W*(yes|no|true|false)\b(?! one\b)", text, re.IGNORECASE)
+    if word:
+        return {"true": "yes", "false": "no"}.get(word[1].lower(), word[1].lower())
+    found = list(re.finditer(VALUE, text))
+    if len(found) > 1:
+        goes_on = re.compile(r"\s*(?:[-+*/^×÷:]|to\b|or\b|[.,]?\d)").match(text, found[0].end())
+        if text[:found[0].start()].strip() or goes_on:
+            return None
+    return calculate(re.sub(r"[ €£]", "", found[0][0])) if found else None
 
 def same_answer(a: str | None, b: str | None) -> bool:
     """

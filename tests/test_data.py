@@ -296,6 +296,11 @@ def test_deep_brackets_within_the_limit_are_computed():
     ("Answer: yes", "yes"), ("Answer: No.", "no"), ("Answer: not really", None), ("Answer: no one", None),
     ("Answer: True", "yes"), ("Answer: 3*4 = 12", "12"), ("Answer: 5-10", None), ("Answer: 3:30", None),
     ("Answer: 1.2.3", None), ("Answer: £3", "3"), ("Answer: 18 hats for 3 men", "18"),
+    ("Answer: 5 1/2", None), ("Answer: 1 1/2 hours", None), ("Answer: 3 4", None), ("Answer: –5", "-5"), ("Answer: ‒5", "-5"),
+    ("Answer: －5", "-5"), ("Answer: So, 12", "12"), ("Answer: Mrs. Lee has 12", "12"), ("Answer: 12 = 3*4", "12"),
+    ("Answer: <<3*4=12>>12 pens", "12"), ("Answer: x = 12 pens", "12"), ("Answer: from 3 to 5", None), ("Answer: 3 to 5", None),
+    ("Answer: 2^3", None), ("Answer: 5 - 3", None), ("Answer: between 3 and 5 pens", None), ("Answer: about $3.", "3"),
+    ("Answer: 12 pens, since 3*4 = 12", "12"), ("Answer: No, 10 feet is less than 14 feet.", "no"), ("Answer: 1,00", None),
 ])
 def test_a_strict_answer(text, answer):
     assert extract_answer(text) == answer
@@ -304,6 +309,7 @@ def test_a_strict_answer(text, answer):
 @pytest.mark.parametrize("text, answer", [
     ("She has 18 apples...", "18"), ("It takes 5-10 minutes", "10"), ("It fell by -4 degrees", "-4"), ("no number", None),
     ("So it is $1,234.50.", "1234.5"), ("#### 18 then 99", "18"), ("Thus yes.", "yes"), ("no one knows", None), ("", None),
+    ("Beethoven lived 1770 to 1827. So the answer is yes.", "yes"), ("It is no, since 3 of them came", "3"), ("No. It was –4", "-4"),
 ])
 def test_a_lenient_answer(text, answer):
     assert extract_answer(text, lenient=True) == answer
