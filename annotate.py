@@ -11,7 +11,6 @@ Writes  annotations/<dataset>-<mode>.jsonl            what is kept: records whos
         annotations/<dataset>-<mode>.rejected.jsonl   what is not, each text beside the reason
         annotations/<dataset>-<mode>.replies.jsonl    every reply as it came; the other two are made
                                                       from it, so reading it again costs nothing
-Order   the question, reading the reply, judging it, the server, the run, the command
 
 The teacher writes the dialogue in the very form that a student learns, so reading it is `segments`
 backwards. Nothing is guessed or repaired: a text that is not in the form is rejected.
@@ -39,7 +38,7 @@ from requests.adapters import HTTPAdapter, Retry
 from requests.packages.urllib3.exceptions import InvalidHeader
 
 from data import (DATASET_HELP, HERE, NUMBER, Problem, Step, calculate, clean, extract_answer,
-                  load_problems, read_lines, read_toml, replace_file, run_name, same_answer,
+                  load_problems, positive, read_lines, read_toml, replace_file, run_name, same_answer,
                   segments)
 
 RECORDING = HERE / "students" / "demo-teacher.jsonl"    # a real teacher's replies about the demo
@@ -547,6 +546,13 @@ def finish(run, out) -> int:
 
 # ------------------------------------------------------------ the command
 
+def prices(text):
+    price_in, price_out = map(float, text.split(","))
+    return price_in, price_out
+
+def json_object(text):
+    return dict(json.loads(text))
+
 def parse_args(argv=None):
     parser = argparse.ArgumentParser(
         description="Let a teacher write subquestions and solutions; keep what is right.",
@@ -555,19 +561,19 @@ def parse_args(argv=None):
     add("--dataset", default="demo", help=DATASET_HELP)
     add("--data-dir", help="folder of the data sets (None: SOCRATIC_DATA, or data/)")
     add("--split", choices=("train", "valid", "all"), help="which part (None: train; all of a file)")
-    add("--limit", type=int, help="the first so many problems only (None: all; demo: 40)")
+    add("--limit", type=positive, help="the first so many problems only (None: all; demo: 40)")
     add("--mode", default="socratic", choices=("socratic", "socratic-gt", "cot"),
         help="socratic: subquestions and solutions; socratic-gt: what the record lacks, while the "
         "teacher sees the rest (gold solutions, gold subquestions, facts); cot: solutions only")
     add("--teacher", metavar="NAME", help="the model to ask, as its server calls it")
     add("--base-url", metavar="URL", help=f"an OpenAI-compatible chat server (None: {OPENAI})")
-    add("--body", type=json.loads, metavar="JSON", help="merged into every request; null removes a "
+    add("--body", type=json_object, metavar="JSON", help="merged into every request; null removes a "
         'field: \'{"max_tokens": null, "max_completion_tokens": 2000}\'')
-    add("--workers", type=int, default=8, help="requests at a time")
-    add("--tries", type=int, default=3, help="replies to a problem until one is kept: the first is "
+    add("--workers", type=positive, default=8, help="requests at a time")
+    add("--tries", type=positive, default=3, help="replies to a problem until one is kept: the first is "
         f"greedy, the others are drawn at temperature {TEMPERATURE}")
     add("--timeout", type=float, default=300, help="seconds for one reply")
-    add("--price", metavar="IN,OUT", type=lambda text: tuple(map(float, text.split(","))),
+    add("--price", metavar="IN,OUT", type=prices,
         help="what a million prompt tokens and a million reply tokens cost")
     add("--budget", type=float, help="stop before all replies on disk cost more (needs --price)")
     add("--dry-run", action="store_true", help="ask nothing; say what it would cost")
@@ -602,7 +608,7 @@ def main(args):
     if not problems:
         raise SystemExit(f"{name}/{split} holds no problem with a gold answer to judge a reply by.")
     suffix = "-valid" if split == "valid" else ""
-    out = Path(args.out or f"annotations/{name}-{args.mode}{suffix}.jsonl")
+    out = Path(args.out or f"annotations/{name}-{args.mode}{suffix}.jsonl").expanduser()
     if replay:
         rows = read_lines(replay, may_be_torn=True)
         seen = {row["id"] for row in rows}

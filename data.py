@@ -19,14 +19,14 @@ A role says who reads and who learns to write which part of it; see `segments`.
 Reads   students/*.toml           the story table of the demo, the sources of the data sets
         data/<dataset>/...        the authors' files (--data-dir or SOCRATIC_DATA: another folder)
         <your file>.jsonl         problem records of your own
-Order   records, the dialogue and its roles, arithmetic, answers, tokenizers, files, data sets,
-        the demo
 """
 
 import argparse
 import base64
 import hashlib
+import io
 import json
+import math
 import operator
 import os
 import random
@@ -50,6 +50,10 @@ DATASET_HELP = f"which problems: {', '.join(DATASETS)}, or your own FILE.jsonl"
 ROLES = ("answer", "cot", "unified", "decomposer", "solver")
 IGNORE = -100    # the target of a token that is only context: cross_entropy skips it by default
 HERE = Path(__file__).resolve().parent
+
+for stream in (sys.stdout, sys.stderr):
+    if isinstance(stream, io.TextIOWrapper):
+        stream.reconfigure(errors="replace")    # a console that lacks a letter shows "?"
 
 # ------------------------------------------------------------ records, one JSON object a line
 
@@ -90,6 +94,8 @@ def check_shape(value, example, name: str) -> None:
     if type(value) is not type(example):
         kinds = {dict: "an object", list: "a list", str: "a string"}
         raise ValueError(f"{name} must be {kinds[type(example)]}")
+    if isinstance(value, str):
+        value.encode()    # fails for half of a surrogate pair
     if isinstance(value, list):
         for item in value:
             check_shape(item, example[0], f"an item of {name}")
@@ -191,17 +197,10 @@ def solutions(problem: Problem, role: str) -> list[str]:
     return texts
 
 def can_learn(problem: Problem, role: str) -> bool:
-    """Whether the record holds everything that the role learns to write."""
-    asks = bool(problem.steps) and all(clean(step.question) for step in problem.steps)
-    if role == "decomposer":
-        return asks
-    if not clean(problem.answer):
-        return False
-    if role == "answer":
-        return True
-    texts = solutions(problem, role)
-    solves = bool(texts) and all(clean(text) for text in texts)
-    return solves and (asks or role == "cot")
+    """Whether the record holds everything that the role reads and learns to write."""
+    parts = segments(problem, role)    # the problem, then a label and a text for each turn
+    least = 3 if role in ("answer", "decomposer") else 5
+    return len(parts) >= least and all(part.text.strip() for part in parts)
 
 def encode(parts: list[Segment], tokenizer):
     """
@@ -299,10 +298,11 @@ def format_number(value: Fraction) -> str:
     >>> format_number(Fraction(24)), format_number(Fraction(1, 2)), format_number(Fraction(200, 3))
     ('24', '0.5', '66.67')
     """
-    exact = [n for n in range(13) if (value * 10**n).denominator == 1]
-    n_decimals = exact[0] if exact else 2
-    while not exact and 0 < abs(value) * 10**n_decimals < 10 and n_decimals < 12:
+    n_decimals = 0
+    while n_decimals < 12 and (value * 10**n_decimals).denominator > 1:
         n_decimals += 1
+    if (value * 10**n_decimals).denominator > 1:
+        n_decimals = min(12, max(2, 1 - math.floor(math.log10(abs(value)))))
     scaled = round(abs(value) * 10**n_decimals)
     whole, rest = divmod(scaled, 10**n_decimals)
     text = f"{whole}.{rest:0{n_decimals}d}".rstrip("0").rstrip(".")
@@ -312,7 +312,7 @@ def format_number(value: Fraction) -> str:
 
 DASHES = str.maketrans("‐‑‒–−－", "------")    # all that may mean minus
 # A minus sign counts only if it does not stand between two numbers, as in "5-10 minutes".
-VALUE = rf"(?:(?<![\w.,)])-)?[ $€£]*(?:{NUMBER})(?:/(?:{NUMBER}))?"
+VALUE = rf"(?:(?<![\w.,)])-)?[ $€£]{{0,3}}(?:{NUMBER})(?:/(?:{NUMBER}))?"
 
 def extract_answer(text: str, lenient=False) -> str | None:
     r"""
@@ -738,6 +738,12 @@ def make_demo(split, n, seed=0) -> list[Problem]:
 
 # ------------------------------------------------------------ the command
 
+def positive(text: str) -> int:
+    """The type of every flag that counts something."""
+    if int(text) < 1:
+        raise argparse.ArgumentTypeError("must be at least 1")
+    return int(text)
+
 def parse_args(argv=None):
     parser = argparse.ArgumentParser(
         description="Count a data set's problems and show one dialogue for each role.",
@@ -746,7 +752,7 @@ def parse_args(argv=None):
     add("--dataset", default="demo", help=DATASET_HELP)
     add("--data-dir", help="folder of the data sets (None: SOCRATIC_DATA, or data/)")
     add("--role", choices=ROLES, help="show this role only (None: all)")
-    add("--limit", type=int, default=1, help="how many training problems to show")
+    add("--limit", type=positive, default=1, help="how many training problems to show")
     return parser.parse_args(argv)
 
 def main(args):
