@@ -358,13 +358,11 @@ def compare(path_a, path_b):
     """Two runs on the same problems: who is right where the other is wrong; is it luck?"""
     (a, records_a), (b, records_b) = read_predictions(path_a), read_predictions(path_b)
     if a["settings"]["problems_sha256"] != b["settings"]["problems_sha256"]:
-        raise SystemExit(f"{path_a} and {path_b} are not of the same problems: their "
-                         "problems_sha256 differ. Run eval.py with the same --dataset, --split "
-                         "and --limit.")
-    for path, header, records in ((path_a, a, records_a), (path_b, b, records_b)):
+        raise SystemExit("These runs are not of the same problems (problems_sha256 differs). "
+                         "Make both with the same --dataset, --split and --limit.")
+    for header, records in ((a, records_a), (b, records_b)):
         if len(records) < header["settings"]["n"]:
-            raise SystemExit(f"{path} holds {len(records)} of {header['settings']['n']} problems. "
-                             f"Go on with:\n  {header['made']['command']}")
+            raise SystemExit(f"One run is unfinished. Go on with:\n  {header['made']['command']}")
     both = wins_a = wins_b = 0
     for one, other in zip(records_a, records_b):
         right_a, right_b = is_right(one, one["gold"]), is_right(other, other["gold"])
@@ -486,6 +484,9 @@ def main(args):
     runs, shares = [], []
     for path in args.rescore or [predict(args)]:
         header, records = read_predictions(path)
+        if not records:
+            raise SystemExit(f"{path} holds no dialogue yet. Make them with:\n"
+                             f"  {header['made']['command']}")
         scores = score(records, header["settings"])
         show(header, scores)
         if len(records) < header["settings"]["n"]:

@@ -189,7 +189,7 @@ def write(student, jobs, temperature=0.0):
     while rows:
         # Rows with a cue before them read it, each in one go. Else all rows write a token each.
         reading = [row for row, job in enumerate(rows) if len(job.ids) > 1]
-        chosen = [rows[row] for row in reading] or list(rows)
+        chosen = [rows[row] for row in reading] or rows
         counts = [len(job.ids) for job in chosen]
         ids = [job.ids + [0] * (max(counts) - len(job.ids)) for job in chosen]  # (R, T)
         ids = torch.tensor(ids, device=device)

@@ -479,6 +479,9 @@ def test_an_unfinished_run_is_scored_aloud_and_not_compared(command, capsys):
     assert "unfinished: 2 of 3" in capsys.readouterr().out
     with pytest.raises(SystemExit, match="python eval.py --method cot"):
         command("--compare", "a.jsonl", "a.jsonl")
+    write_run("empty.jsonl", [], n=3)
+    with pytest.raises(SystemExit, match="holds no dialogue yet"):
+        command("--rescore", "empty.jsonl")
 
 
 # ---------------------------------------------------------------- the report
