@@ -19,7 +19,6 @@ import json
 import random
 import re
 import sys
-from collections import deque
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -65,11 +64,14 @@ class Dialogue:
 # ------------------------------------------------------------ one student's part of a dialogue
 
 def make_cues(problem, role, steps=()):
-    """
-    The texts that a student reads before each of its turns, as [[text, ...], ...].
+    r"""
+    The cues of a job, each a list of texts.
 
     One that chooses its own labels reads the problem and then writes to the end. The solver gets
     a cue for each solution that `steps` leave empty, and one for the answer.
+
+    >>> make_cues(Problem("", "Who won?"), "solver", [Step("Who ran?")])
+    [['Problem: Who won?\n', 'Subquestion:', ' Who ran?\n', 'Solution:'], ['Answer:']]
     """
     parts = segments(replace(problem, steps=list(steps), answer=""), role)
     if role in ("decomposer", "unified", "cot"):
@@ -83,32 +85,38 @@ def make_cues(problem, role, steps=()):
     return cues[:-1]
 
 class Job:
-    """One student at work on one dialogue. `ids` is what it reads next, [] when it is done."""
+    """
+    One student at work on one dialogue.
 
-    def __init__(self, dialogue, student, cues, seed=0, calculator=True, on_text=None):
-        self.dialogue, self.role, self.tokenizer = dialogue, student.role, student.tokenizer
-        self.cues = deque(cues)
+    ids     the tokens that it reads next: a cue, or the token it wrote last; [] when it is done
+    text    the turn so far, in bytes, because a token may end in the middle of a letter
+    forced  the tokens that the calculator has still to write
+    """
+
+    def __init__(self, dialogue, student, cues, seed, calculator, on_text):
+        self.dialogue, self.cues, self.calculator = dialogue, cues, calculator
+        self.role, self.tokenizer, self.on_text = student.role, student.tokenizer, on_text
         problem = dialogue.problem
         self.rng = random.Random(f"{seed} {self.role} {problem.id} {problem.problem}")
-        self.calculator, self.on_text = calculator, on_text or (lambda speaker, text: None)
-        self.forced = []    # tokens that the calculator has still to write
         self.n_tokens, self.n_positions = 0, student.model.config.n_positions
-        self.next_cue([])
+        self.forced = []
+        self.begin_turn(self.cues.pop(0))
 
-    def next_cue(self, before):
-        cue = self.cues.popleft()
-        self.read([token for text in before + cue for token in tokenize(text, self.tokenizer)])
-        self.start_turn(cue[-1] if cue[-1] in ("Solution:", "Answer:") else "")
+    def begin_turn(self, cue):
+        """Read a cue. If it ends in a label, the turn begins with this label."""
+        self.text, self.n_written = b"", 0
+        if cue[-1] in ("Solution:", "Answer:"):
+            self.text = cue[-1].encode()
+            self.on_text(self.role, self.text)
+        ids = []
+        for text in cue:
+            ids += tokenize(text, self.tokenizer)
+        self.read(ids)
 
     def read(self, ids):
         self.ids, self.n_tokens = ids, self.n_tokens + len(ids)
         if self.n_tokens > self.n_positions:
             self.stop(f"the dialogue outgrew the {self.role}: over {self.n_positions:,} tokens")
-
-    def start_turn(self, label):
-        self.label, self.text, self.n_written = label, b"", 0
-        if label:
-            self.on_text(self.role, label.encode())
 
     def take(self, token):
         """The student has chosen a token. While the calculator writes, it is thrown away."""
@@ -117,47 +125,48 @@ class Job:
         is_end = token == self.tokenizer.eot_token
         piece = b"" if is_end else self.tokenizer.decode_single_token_bytes(token)
         line, newline, _ = piece.partition(b"\n")
-        self.text, self.n_written = self.text + line, self.n_written + 1
+        self.text += line
+        self.n_written += 1
         self.on_text(speaker, line)
         if is_end or newline:
             self.file_turn()
             self.go_on(is_end)
-        elif self.n_written >= MAX_TURN:
+        elif self.n_written == MAX_TURN:
             self.file_turn()
             self.stop(f"the {self.role}'s turn did not end within {MAX_TURN} tokens")
         else:
             self.read([token])
             # subtle: from `<<3*4=` on, the calculator writes `12>>`, one token a step.
-            text = self.text.decode(errors="replace") if line.endswith(b"=") else ""
-            match = re.search(r"<<([^<>=]*)=$", text)
-            result = calculate(match[1]) if match and self.calculator else None
-            if result is not None:
+            match = re.search(rb"<<([^<>=]*)=$", self.text)
+            result = calculate(match[1].decode(errors="replace")) if match else None
+            if self.calculator and result is not None:
                 self.forced = tokenize(f"{result}>>", self.tokenizer)
 
     def file_turn(self):
+        """Add the turn to the dialogue. One without a label is what the role usually writes."""
         text = self.text.decode(errors="replace")
-        if not self.label:    # the student was free to write a label
-            match = re.match(r"(Subquestion|Solution|Answer):", text)
-            text = text[match.end():] if match else text
-            usual = "Subquestion:" if self.role == "decomposer" else "Solution:"
-            self.label = match[0] if match else usual
-        self.dialogue.turns.append(Turn(self.role, self.label[:-1], text.strip()))
-        if self.label == "Answer:":
+        match = re.match("(Subquestion|Solution|Answer):", text)
+        usual = "Subquestion" if self.role == "decomposer" else "Solution"
+        kind = match[1] if match else usual
+        text = text.removeprefix(f"{kind}:")
+        self.dialogue.turns.append(Turn(self.role, kind, text.strip()))
+        if kind == "Answer":
             self.dialogue.answer = extract_answer(f"Answer:{text}")
         self.on_text(self.role, b"\n")
 
     def go_on(self, is_end):
         """After a turn the next cue is read, or the student writes another turn, or it is done."""
+        turns = self.dialogue.turns
         max_turns = MAX_QUESTIONS if self.role == "decomposer" else 2 * MAX_QUESTIONS
         if self.cues:
-            self.next_cue(["\n"])    # the newline that ends the turn is read before the next cue
-        elif is_end or self.label == "Answer:" or self.role == "solver":
+            # The newline that ends a turn is read, whether the student wrote it or the end token.
+            self.begin_turn(["\n", *self.cues.pop(0)])
+        elif is_end or turns[-1].kind == "Answer":
             self.ids = []
-        elif len(self.dialogue.turns) >= max_turns:
+        elif len(turns) >= max_turns:
             self.stop(f"the {self.role} was stopped after {max_turns} turns")
         else:
-            self.read(tokenize("\n", self.tokenizer))
-            self.start_turn("")
+            self.begin_turn(["\n"])
 
     def stop(self, why):
         self.ids, self.dialogue.ended = [], why
@@ -172,41 +181,29 @@ def choose(logits, jobs, temperature):
     return tokens.clamp(max=logits.shape[-1] - 1)[:, 0].tolist()
 
 @torch.inference_mode()
-def write(student, jobs, batch_size=64, temperature=0.0):
-    """Let a student do its jobs, `batch_size` of them at a time, each in a row of the cache."""
+def write(student, jobs, temperature=0.0):
+    """Let a student do its jobs side by side, each in a row of the cache."""
     model, device = student.model, student.model.wte.weight.device
-    waiting = deque(job for job in jobs if job.ids)
-    rows = [waiting.popleft() for _ in range(min(batch_size, len(waiting)))]
+    rows = [job for job in jobs if job.ids]
     cache = KVCache(model.config, len(rows), device=device, dtype=model.wte.weight.dtype)
-
-    def feed(some):
-        """Give the jobs of some rows what they read next; each chooses a token."""
-        jobs = rows[some] if isinstance(some, slice) else [rows[row] for row in some]
-        counts = [len(job.ids) for job in jobs]
-        ids = [job.ids + [0] * (max(counts) - len(job.ids)) for job in jobs]    # (R, T)
-        logits = model.append(torch.tensor(ids, device=device), cache, some, counts)
-        for job, token in zip(jobs, choose(logits, jobs, temperature)):
-            job.take(token)
-
     while rows:
+        # Rows with a cue before them read it, each in one go. Else all rows write a token each.
+        reading = [row for row, job in enumerate(rows) if len(job.ids) > 1]
+        chosen = [rows[row] for row in reading] or rows
+        counts = [len(job.ids) for job in chosen]
+        ids = [job.ids + [0] * (max(counts) - len(job.ids)) for job in chosen]  # (R, T)
+        ids = torch.tensor(ids, device=device)
+        logits = model.append(ids, cache, reading or slice(None), counts)       # (R, V)
+        for job, token in zip(chosen, choose(logits, chosen, temperature)):
+            job.take(token)
         for row in reversed(range(len(rows))):
-            if rows[row].ids:
-                continue
-            if waiting:    # the job of this row is done: another one takes the row,
-                rows[row] = waiting.popleft()
-                cache.lengths[row] = 0
-            else:          # or the last row moves into the gap
+            if not rows[row].ids:    # done: the last row moves into the gap
                 cache.drop(row)
                 rows[row] = rows[-1]
                 rows.pop()
-        reading = [row for row, job in enumerate(rows) if len(job.ids) > 1]
-        if reading:
-            feed(reading)    # rows with a cue before them read it, each in one go
-        elif rows:
-            feed(slice(None))    # all rows write one token each
 
 def solve(problems, students, method="socratic", batch_size=64, temperature=0.0, seed=0,
-          calculator=True, on_text=None, given=None):
+          calculator=True, on_text=lambda speaker, piece: None, given=None):
     """
     Solve problems [Problem] with students {role: Student}. Returns [Dialogue], in the same order.
 
@@ -217,14 +214,19 @@ def solve(problems, students, method="socratic", batch_size=64, temperature=0.0,
     dialogues = [Dialogue(problem, method) for problem in problems]
 
     def run(role, steps):
-        jobs = [Job(dialogue, students[role], make_cues(dialogue.problem, role, own), seed,
-                    calculator, on_text) for dialogue, own in zip(dialogues, steps)
-                if dialogue.ended == "finished"]
-        write(students[role], jobs, batch_size, temperature)
+        jobs = []
+        for dialogue, own_steps in zip(dialogues, steps):
+            if dialogue.ended == "finished":
+                cues = make_cues(dialogue.problem, role, own_steps)
+                jobs.append(Job(dialogue, students[role], cues, seed, calculator, on_text))
+        for at in range(0, len(jobs), batch_size):
+            write(students[role], jobs[at:at + batch_size], temperature)
 
     if given is None:
         run(METHODS[method][0], [()] * len(problems))
-        given = [[Step(text) for text in dialogue.texts("Subquestion")] for dialogue in dialogues]
+        given = []
+        for dialogue in dialogues:
+            given.append([Step(question) for question in dialogue.texts("Subquestion")])
     if method == "socratic":
         run("solver", given)
     return dialogues
@@ -233,25 +235,24 @@ def solve(problems, students, method="socratic", batch_size=64, temperature=0.0,
 
 def find_students(method, folders=None, dataset="demo", model="tiny"):
     """{role: folder} of a method: those named, else your trained ones, else the embedded ones."""
-    roles = METHODS[method]
-    if folders:
-        found = {read_config(Path(folder) / "config.json")[1].get("role"): Path(folder)
-                 for folder in folders}
-        if missing := [role for role in roles if role not in found]:
-            raise SystemExit(f"--method {method} needs {' and '.join(roles)}; --students names "
-                             f"{', '.join(map(str, found))}. Lacking: {', '.join(missing)}")
-        return {role: found[role] for role in roles}
-    trained = {role: Path(f"runs/{dataset}-{Path(model).name}-{role}") for role in roles}
-    missing = [role for role in roles if not (trained[role] / "model.safetensors").exists()]
-    if not missing:
-        return trained
-    embedded = {role: HERE / "students" / role for role in roles}
-    if (dataset, model) == ("demo", "tiny") and all(f.is_dir() for f in embedded.values()):
-        return embedded
-    flags = f" --dataset {dataset}" if dataset != "demo" else ""
-    flags += f" --model {model}" if model != "tiny" else ""
-    raise SystemExit(f"No student yet for {' and '.join(missing)}. Train with:\n" + "\n".join(
-        f"  python train.py --role {role}{flags}" for role in missing))
+    roles, found = METHODS[method], {}
+    for folder in map(Path, folders or []):
+        found[read_config(folder / "config.json")[1].get("role")] = folder
+    if not folders:
+        found = {role: Path(f"runs/{dataset}-{Path(model).name}-{role}") for role in roles}
+        is_default = (dataset, model) == ("demo", "tiny")
+        if is_default and not all(is_student(folder) for folder in found.values()):
+            found = {role: HERE / "students" / role for role in roles}
+    missing = [role for role in roles if role not in found or not is_student(found[role])]
+    if missing:
+        flags = f" --dataset {dataset} --model {model}"
+        commands = [f"\n  python train.py --role {role}{flags}" for role in missing]
+        raise SystemExit(f"--method {method} needs {' and '.join(roles)}. Lacking: "
+                         f"{', '.join(missing)}. Train with:{''.join(commands)}")
+    return {role: found[role] for role in roles}
+
+def is_student(folder):
+    return (folder / "model.safetensors").exists()
 
 def load_students(folders, device="auto", dtype="auto"):
     """{role: Student} of {role: folder}. The error stream says which ones they are."""
@@ -260,36 +261,51 @@ def load_students(folders, device="auto", dtype="auto"):
     for role, folder in folders.items():
         model = GPT.from_pretrained(folder).to(device, dtype).eval()
         students[role] = Student(role, model, get_tokenizer(model.info.get("tokenizer", "gpt2")))
-        name = folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
-        print(f"{role:10s} | {name} ({model.n_params() / 1e6:.1f} M parameters, "
+        print(f"{role:10s} | {folder} ({model.n_params() / 1e6:.1f} M parameters, "
               f"{model.info.get('dataset', 'no data set')})", file=sys.stderr)
     return students
 
 # ------------------------------------------------------------ the screen and the command
 
-COLORS = {"decomposer": 33, "calculator": 35}    # of the terminal; all others: 36
-
 class Screen:
     """Prints a dialogue as it is written: a turn a line, its speaker in front."""
 
-    def __init__(self, color):
-        self.color, self.begins_line = color, True
-        self.decoder = codecs.getincrementaldecoder("utf-8")("replace")    # a token may end in
-                                                                           # the middle of an emoji
+    def __init__(self):
+        self.begins_line = True
+        # A token may end in the middle of an emoji; the decoder waits for the rest.
+        self.decoder = codecs.getincrementaldecoder("utf-8")("replace")
 
     def show(self, speaker, piece):
-        text = self.decoder.decode(piece)
         if self.begins_line:
             print(f"{speaker:10s} | ", end="")
-        if self.color and text.strip():
-            text = f"\033[{COLORS.get(speaker, 36)}m{text}\033[0m"
+        text = self.decoder.decode(piece)
+        if speaker == "calculator" and sys.stdout.isatty():
+            text = f"\033[35m{text}\033[0m"    # in colour
         print(text, end="", flush=True)
         self.begins_line = piece == b"\n"
+
+def solve_aloud(problem, students, options):
+    (dialogue,) = solve([problem], students, **options, on_text=Screen().show)
+    if dialogue.ended != "finished":
+        print(f"[{dialogue.ended}]")
+    print(f"= {dialogue.answer or 'none found'}")
 
 def read_problem(line):
     """A line is a record of data.py, or the text of a problem."""
     is_record = line.lstrip().startswith("{")
     return Problem.from_json(line) if is_record else Problem("", clean(line))
+
+def add_student_flags(add):
+    """The flags that infer.py and eval.py share: which students, and how they work."""
+    add("--method", default="socratic", choices=METHODS, help="which students solve problems")
+    add("--students", nargs="+", metavar="FOLDER",
+        help="their folders (None: runs/<dataset>-<model>-<role>, else students/)")
+    add("--model", default="tiny", help="use students of this size")
+    add("--calculator", action=argparse.BooleanOptionalAction, default=True,
+        help="compute <<...=...>> for the student")
+    add("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
+    add("--dtype", default="auto", choices=("auto", "fp32", "bf16", "fp16"),
+        help="of weights and cache (auto: on CUDA bf16 or fp16, else fp32)")
 
 def parse_args(argv=None):
     parser = argparse.ArgumentParser(
@@ -299,19 +315,11 @@ def parse_args(argv=None):
     add("problem", nargs="?", help="the problem (None: standard input; on a terminal, a prompt)")
     add("--file", help="a problem a line: plain text, or records of data.py (- is standard input)")
     add("--json", action="store_true", help="print a JSON object a problem")
-    add("--method", default="socratic", choices=METHODS, help="which students solve it")
-    add("--students", nargs="+", metavar="FOLDER",
-        help="their folders (None: runs/<dataset>-<model>-<role>, else students/)")
     add("--dataset", default="demo", choices=DATASETS, help="use students of this data set")
-    add("--model", default="tiny", help="use students of this size")
-    add("--calculator", action=argparse.BooleanOptionalAction, default=True,
-        help="compute <<...=...>> for the student")
+    add_student_flags(add)
     add("--temperature", type=float, default=0.0,
         help="0: always the likeliest token; 1: draw as the student believes")
     add("--seed", type=int, default=0, help="of the draws, together with the problem")
-    add("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
-    add("--dtype", default="auto", choices=("auto", "fp32", "bf16", "fp16"),
-        help="of weights and cache (auto: on CUDA bf16 or fp16, else fp32)")
     return parser.parse_args(argv)
 
 def main(args):
@@ -321,26 +329,18 @@ def main(args):
     else:
         problems = [] if typing else read_lines(args.file or "-", read_problem)
     if not problems and not typing:
-        raise SystemExit("There is no problem to solve. Try: python infer.py 'Ava had 3 boxes with "
-                         "4 pens in each. Ava gave 5 pens to Ben. How many pens had Ava left?'")
+        raise SystemExit("There is no problem to solve. Try one in quotes:\n  python infer.py "
+                         "'Ava had 3 boxes with 4 pens in each. How many pens had Ava?'")
     for n, problem in enumerate(problems, 1):
         problem.id = problem.id or f"problem-{n}"
     folders = find_students(args.method, args.students, args.dataset, args.model)
     students = load_students(folders, args.device, args.dtype)
     options = {"method": args.method, "temperature": args.temperature, "seed": args.seed,
                "calculator": args.calculator}
-
-    def solve_aloud(problem):
-        screen = Screen(color=sys.stdout.isatty())
-        (dialogue,) = solve([problem], students, **options, on_text=screen.show)
-        if dialogue.ended != "finished":
-            print(f"[{dialogue.ended}]")
-        print(f"= {dialogue.answer or 'none found'}")
-
     if typing:
         print("Type a problem, then Enter. An empty line ends.", file=sys.stderr)
         while text := input("\nProblem: ").strip():
-            solve_aloud(Problem("problem-1", clean(text)))
+            solve_aloud(Problem("problem-1", clean(text)), students, options)
     elif args.json:
         for at in range(0, len(problems), 64):
             for dialogue in solve(problems[at:at + 64], students, **options):
@@ -349,7 +349,7 @@ def main(args):
         for problem in problems:
             if len(problems) > 1:
                 print(f"\nProblem: {problem.problem}")
-            solve_aloud(problem)
+            solve_aloud(problem, students, options)
 
 if __name__ == "__main__":
     try:

@@ -219,6 +219,13 @@ def test_the_command_prints_who_writes_what(folders, capsys):
     assert "solver     | " in out.err and folders[0].rpartition("/")[2] in out.err
 
 
+def test_an_emoji_split_over_tokens_is_printed_whole(capsys):
+    screen, emoji = infer.Screen(), "🙂".encode()
+    for piece in (b"Hi ", emoji[:1], emoji[1:3], emoji[3:], b"\n"):
+        screen.show("solver", piece)
+    assert capsys.readouterr().out == "solver     | Hi 🙂\n"
+
+
 def test_problems_come_from_a_file_or_standard_input_and_leave_as_json(folders, capsys, monkeypatch, tmp_path):
     (tmp_path / "problems.txt").write_text("Ben had 5 pens.\n\n" + PROBLEM.to_json() + "\n", encoding="utf-8")
     out = command("--file", str(tmp_path / "problems.txt"), "--json", "--students", *folders, capsys=capsys).out
