@@ -11,12 +11,11 @@ Shapes  B rows   T tokens   C channels   H heads   D = C // H   V vocabulary
 """
 
 import json
-import math
 import os
 import struct
-from collections import namedtuple
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from textwrap import shorten
 
 import torch
 import torch.nn.functional as F
@@ -65,13 +64,12 @@ class Attention(nn.Module):
         # growing with depth.
         self.c_proj = Linear(C, C, std=(2 * config.n_layer * C)**-0.5)
 
-    def forward(self, x, past=None):
+    def forward(self, x, cache=None, layer=None):
         B, T, C = x.shape
         qkv = self.c_attn(x).view(B, T, 3, self.n_head, C // self.n_head)
         q, k, v = qkv.permute(2, 0, 3, 1, 4)                            # 3 x (B, H, T, D)
-        visible = None if past is None else past.visible                # (R, 1, T, S)
-        if past is not None:
-            k, v = past.add(k, v)                                       # 2 x (R, H, S, D)
+        # The cache gives all its keys and values, 2 x (R, H, S, D), and visible, (R, 1, T, S).
+        k, v, visible = cache.store(layer, k, v) if cache else (k, v, None)
         # Softmax of q k^T / sqrt(D). Without 1/sqrt(D) the scores grow with D and it saturates.
         y = F.scaled_dot_product_attention(q, k, v, visible, is_causal=visible is None)
         return self.c_proj(y.transpose(1, 2).reshape(B, T, C))
@@ -95,8 +93,8 @@ class Block(nn.Module):
         self.ln_2 = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
         self.mlp = MLP(config)
 
-    def forward(self, x, past=None):
-        x = x + self.attn(self.ln_1(x), past)
+    def forward(self, x, cache=None, layer=None):
+        x = x + self.attn(self.ln_1(x), cache, layer)
         return x + self.mlp(self.ln_2(x))
 
 def waves(n_positions, n_channels):
@@ -138,15 +136,14 @@ class GPT(nn.Module):
         Append the first counts[i] tokens of ids[i] (R, T) to some rows of a cache (a slice or a
         list). Returns the logits of the last ones (R, V).
 
-        Two uses: some rows read a cue each, or all rows write one token each. Cues are padded on
-        the right. The padding is stored beyond the end of its row, where no query of that row may
-        look before other tokens have taken its place.
+        Two uses: some rows read a cue each, padded on the right, or all rows write one token each.
+        The padding lies beyond the end of its row, where no query looks before tokens replace it.
         """
-        position, visible = cache.extend(rows, counts, ids.shape[1])    # (R, T), (R, 1, T, S)
+        position, _ = cache.extend(rows, counts, ids.shape[1])          # (R, T)
+        position = position.clamp(max=self.config.n_positions - 1)      # only padding lies beyond
         x = self.wte(ids) + self.wpe(position)                          # (R, T, C)
         for layer, block in enumerate(self.h):
-            past = Past(cache.keys[layer], cache.values[layer], rows, position, visible)
-            x = block(x, past)
+            x = block(x, cache, layer)
         return self.head(x[torch.arange(len(x)), torch.as_tensor(counts) - 1])
 
     def head(self, x):
@@ -156,18 +153,11 @@ class GPT(nn.Module):
     def n_params(self):
         return sum(p.numel() for p in self.parameters())
 
-    # -------------------------------------------------------- files
-
     def save_pretrained(self, folder, dtype=torch.float32):
         """Write model.safetensors and config.json, each to a temporary name first."""
-        folder = Path(folder)
         tensors = {name: t.to(dtype) for name, t in self.state_dict().items()}
-        write_safetensors(folder / "model.safetensors", tensors)
-        end = self.config.vocab_size - 1
-        config = {"architectures": ["GPT2LMHeadModel"], "model_type": "gpt2",
-                  "activation_function": "gelu_new", "bos_token_id": end, "eos_token_id": end}
-        config |= asdict(self.config) | self.info
-        replace_file(folder / "config.json", json.dumps(config, indent=1).encode())
+        write_safetensors(Path(folder) / "model.safetensors", tensors)
+        write_config(Path(folder) / "config.json", self.config, self.info)
 
     @classmethod
     def from_pretrained(cls, name_or_folder):
@@ -177,29 +167,17 @@ class GPT(nn.Module):
             folder = find_released(str(name_or_folder))
         model = cls(*read_config(folder / "config.json"))
         path = folder / "model.safetensors"
-        model.load_tensors(read_safetensors(path), path)
+        masks = (".attn.bias", ".attn.masked_bias")                     # buffers, not weights
+        tensors = {name.removeprefix("transformer."): t
+                   for name, t in read_safetensors(path).items() if not name.endswith(masks)}
+        head = tensors.pop("lm_head.weight", tensors.get("wte.weight"))
+        try:
+            model.load_state_dict(tensors)
+        except RuntimeError as error:                                   # missing, extra, misshapen
+            raise SystemExit(f"{path} and config.json: {shorten(str(error), 300)}") from None
+        if not torch.equal(head, model.wte.weight):
+            raise SystemExit(f"{path}: lm_head.weight is not tied to wte.weight, as GPT-2's is")
         return model
-
-    def load_tensors(self, tensors, path):
-        """Fill the parameters from {name: tensor}. Missing, extra and misshapen ones are errors."""
-        tensors = {name.removeprefix("transformer."): t for name, t in tensors.items()}
-        for name in list(tensors):
-            if name.endswith((".attn.bias", ".attn.masked_bias")):      # the mask, not a weight
-                del tensors[name]
-        head = tensors.pop("lm_head.weight", None)
-        own = self.state_dict()
-        if lacking := own.keys() - tensors.keys():
-            raise SystemExit(f"{path} lacks {len(lacking)} tensors, such as {min(lacking)}")
-        if extra := tensors.keys() - own.keys():
-            raise SystemExit(f"{path} has {len(extra)} tensors that are not GPT-2's: {min(extra)}")
-        for name, t in tensors.items():
-            if t.shape != own[name].shape:
-                raise SystemExit(f"{path}: {name} has shape {tuple(t.shape)}, "
-                                 f"but config.json asks for {tuple(own[name].shape)}")
-        if head is not None and not torch.equal(head, tensors["wte.weight"]):
-            raise SystemExit(f"{path}: lm_head.weight differs from wte.weight, "
-                             "but GPT-2's head is tied to its embedding")
-        self.load_state_dict(tensors)
 
 def pick_device(device, dtype):
     """(torch.device, dtype of the matrix products) of the flags --device and --dtype."""
@@ -208,12 +186,12 @@ def pick_device(device, dtype):
         device = "cuda" if torch.cuda.is_available() else "mps" if has_mps else "cpu"
     if device == "cuda" and "LOCAL_RANK" in os.environ:                 # torchrun: one GPU each
         device = f"cuda:{os.environ['LOCAL_RANK']}"
-    device = torch.device(device)
-    if dtype == "auto" and device.type == "cuda":
-        dtype = "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
-    dtypes = {"auto": torch.float32, "fp32": torch.float32, "bf16": torch.bfloat16,
-              "fp16": torch.float16}
-    return device, dtypes[dtype]
+    if dtype == "auto":
+        dtype = "fp32"
+        if device.startswith("cuda"):
+            dtype = "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+    dtypes = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+    return torch.device(device), dtypes[dtype]
 
 # ------------------------------------------------------------ the cache
 
@@ -229,31 +207,37 @@ class KVCache:
 
     def __init__(self, config, n_rows, capacity=64, device=None, dtype=None):
         self.n_positions = config.n_positions
-        S, D = min(capacity, config.n_positions), config.n_embd // config.n_head
-        shape = (config.n_layer, n_rows, config.n_head, S, D)
-        self.keys = torch.zeros(shape, device=device, dtype=dtype)
-        self.values = torch.zeros(shape, device=device, dtype=dtype)
+        D = config.n_embd // config.n_head
+        shape = (2, config.n_layer, n_rows, config.n_head, capacity, D)
+        self.keys, self.values = torch.zeros(shape, device=device, dtype=dtype)
         self.lengths = torch.zeros(n_rows, dtype=torch.long)
 
     def extend(self, rows, counts, n_columns):
         """
-        Make room for counts[i] more tokens in each of these rows. Returns the positions (R, T) of
-        `n_columns` tokens each, and what they may see: key position <= query position,
-        (R, 1, T, S) up to the longest row.
+        Make room for counts[i] more tokens in each of these rows; `store` will write there.
+        Returns the positions (R, T) of `n_columns` tokens each, and what they may see up to the
+        longest row (R, 1, T, S): key position <= query position.
         """
-        lengths, counts = self.lengths[rows], torch.as_tensor(counts)
-        needed, capacity = int((lengths + counts).max()), self.keys.shape[3]
+        lengths, counts, capacity = self.lengths[rows], torch.as_tensor(counts), self.keys.shape[3]
+        needed, longest = int((lengths + counts).max()), int(lengths.max()) + n_columns
         assert needed <= self.n_positions, f"{needed} tokens, but {self.n_positions} positions"
-        longest = min(int(lengths.max()) + n_columns, self.n_positions)
         if longest > capacity:
-            more = min(max(longest, 2 * capacity), self.n_positions) - capacity
+            more = max(longest - capacity, capacity)    # at least twice as much
             self.keys = F.pad(self.keys, (0, 0, 0, more))
             self.values = F.pad(self.values, (0, 0, 0, more))
-        position = (lengths[:, None] + torch.arange(n_columns)).clamp(max=self.n_positions - 1)
-        position = position.to(self.keys.device)                        # clamped: of padding only
-        self.lengths[rows] += counts
+        position = (lengths[:, None] + torch.arange(n_columns)).to(self.keys.device)
         visible = torch.arange(longest, device=position.device) <= position[:, None, :, None]
+        self.rows, self.position, self.visible = rows, position, visible
+        self.lengths[rows] += counts
         return position, visible
+
+    def store(self, layer, k, v):
+        """Add a layer's k and v (R, H, T, D). Returns its keys and values, and what is visible."""
+        keys, values, S = self.keys[layer], self.values[layer], self.visible.shape[-1]
+        row = torch.arange(len(keys), device=k.device)[self.rows, None]             # (R, 1)
+        keys[row, :, self.position] = k.transpose(1, 2)
+        values[row, :, self.position] = v.transpose(1, 2)
+        return keys[self.rows, :, :S], values[self.rows, :, :S], self.visible
 
     def drop(self, row):
         """A row that is done leaves. The last row moves into its place; no other is copied."""
@@ -262,34 +246,20 @@ class KVCache:
         self.lengths[row] = self.lengths[-1]
         self.lengths = self.lengths[:-1]
 
-class Past(namedtuple("Past", "keys values rows position visible")):
-    """What one layer remembers, keys and values (row, H, S, D), and which rows take part."""
-
-    def add(self, k, v):
-        """Store the new k and v (R, H, T, D). Returns all of these rows up to the longest one."""
-        S = self.visible.shape[-1]
-        row = torch.arange(len(self.keys), device=k.device)[self.rows, None]    # (R, 1)
-        self.keys[row, :, self.position] = k.transpose(1, 2)
-        self.values[row, :, self.position] = v.transpose(1, 2)
-        return self.keys[self.rows, :, :S], self.values[self.rows, :, :S]
-
 # ------------------------------------------------------------ safetensors and config.json
 
 DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+BROKEN = (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RuntimeError,
+          struct.error)    # what a missing or damaged file can lead to
 
 def read_safetensors(path):
     """
     {name: float32 tensor}. The format (https://github.com/huggingface/safetensors#format) is the
     header's length in 8 bytes, a JSON header {name: {dtype, shape, data_offsets}}, and the raw
-    numbers without gaps. Buffers of other types (masks) are skipped. A file that does not add up
-    ends the program with the reason.
+    numbers without gaps; all of that is checked. Buffers of other types (masks) are skipped.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise SystemExit(f"{path} does not exist. "
-                         "A model is a folder with model.safetensors and config.json.")
-    data = bytearray(path.read_bytes())
     try:
+        data = bytearray(path.read_bytes())
         (n_header,) = struct.unpack_from("<Q", data)
         if n_header > len(data) - 8:
             raise ValueError("the header is cut off")
@@ -305,55 +275,51 @@ def read_safetensors(path):
         if end != len(body):
             raise ValueError(f"{len(body) - end} bytes too many at the end")
         return tensors
-    except (ValueError, KeyError, TypeError, AttributeError, struct.error, RuntimeError) as error:
-        raise SystemExit(f"{path} is not a whole safetensors file: {error}. "
+    except BROKEN as error:
+        raise SystemExit(f"{path} cannot be read as a safetensors file: {error}. "
                          "Copy or download it again.") from None
 
 def read_tensor(raw, shape, dtype):
-    whole_numbers = all(type(side) is int and side >= 0 for side in shape)
-    if not whole_numbers or math.prod(shape) * dtype.itemsize != len(raw):
-        raise ValueError(f"{len(raw)} bytes for shape {shape} of {dtype}")
+    if not all(type(side) is int and side >= 0 for side in shape):    # reshape would take -1
+        raise ValueError(f"{shape} is no shape")
     t = torch.frombuffer(raw, dtype=dtype) if len(raw) else torch.empty(0)
     return t.reshape(shape).float()
 
 def write_safetensors(path, tensors):
-    header, blobs, offset = {"__metadata__": {"format": "pt"}}, [], 0
     names = {dtype: name for name, dtype in DTYPES.items()}
+    header, chunks, offset = {"__metadata__": {"format": "pt"}}, [], 0
     for name, t in tensors.items():
-        blob = t.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes()
+        chunks.append(t.cpu().contiguous().view(torch.uint8).numpy())
+        begin, offset = offset, offset + chunks[-1].nbytes
         header[name] = {"dtype": names[t.dtype], "shape": list(t.shape),
-                        "data_offsets": [offset, offset + len(blob)]}
-        offset += len(blob)
-        blobs.append(blob)
+                        "data_offsets": [begin, offset]}
     head = json.dumps(header).encode()
     head += b" " * (-len(head) % 8)                                     # the numbers start aligned
-    replace_file(path, struct.pack("<Q", len(head)), head, *blobs)
+    replace_file(path, struct.pack("<Q", len(head)), head, *chunks)
 
-# What config.json may say besides the shape. Anything else would compute something else.
+# What config.json says besides the shape. Another value would compute something else.
 GPT2 = {"model_type": "gpt2", "activation_function": "gelu_new", "scale_attn_weights": True,
         "scale_attn_by_inverse_layer_idx": False}
 
 def read_config(path):
     """(GPTConfig, everything else that config.json says)."""
-    if not path.is_file():
-        raise SystemExit(f"{path} does not exist. "
-                         "A model is a folder with model.safetensors and config.json.")
     try:
-        info = json.loads(path.read_text(encoding="utf-8"))
-        shape = {key: type(default)(info.pop(key, default))
-                 for key, default in asdict(GPTConfig()).items()}
-    except (ValueError, TypeError, AttributeError, OverflowError, RecursionError) as error:
-        raise SystemExit(f"{path} is not the config of a GPT-2: {error}") from None
+        info = json.loads(path.read_bytes())
+        config = GPTConfig(**{key: type(default)(info.pop(key, default))
+                              for key, default in asdict(GPTConfig()).items()})
+    except BROKEN as error:
+        raise SystemExit(f"{path} cannot be read as the config of a GPT-2: {error}") from None
     for key, value in GPT2.items():
         if info.get(key, value) != value:
             raise SystemExit(f"{path} is not GPT-2's: {key} is {info[key]!r}, not {value!r}")
-    config = GPTConfig(**shape)
-    if min(shape.values()) <= 0 or config.n_embd % config.n_head:
-        raise SystemExit(f"{path}: n_embd {config.n_embd} and n_head {config.n_head} "
-                         "do not fit each other")
-    for key in ("dtype", "torch_dtype"):                                # model.safetensors tells
-        info.pop(key, None)
+    if min(asdict(config).values()) <= 0 or config.n_embd % config.n_head:
+        raise SystemExit(f"{path} describes no GPT-2: {config}")
     return config, info
+
+def write_config(path, config, info):
+    end = config.vocab_size - 1
+    fixed = {"architectures": ["GPT2LMHeadModel"], "bos_token_id": end, "eos_token_id": end}
+    replace_file(path, json.dumps(GPT2 | fixed | asdict(config) | info, indent=1).encode())
 
 HUB = "https://huggingface.co/openai-community/{name}/resolve/main/model.safetensors"
 CACHE = Path.home() / ".cache" / "socratic"
@@ -366,6 +332,5 @@ def find_released(name):
     folder = CACHE / name
     if not (folder / "model.safetensors").is_file():
         download(HUB.format(name=name), folder / "model.safetensors")
-    config = {"model_type": "gpt2", "activation_function": "gelu_new"} | asdict(SIZES[name])
-    replace_file(folder / "config.json", json.dumps(config, indent=1).encode())
+    write_config(folder / "config.json", SIZES[name], {})
     return folder

@@ -156,7 +156,7 @@ def solver_training(size):
     assert n_learned(singles) == n_learned(examples)
     own = singles[:len(turns(*examples[0], tokenizer))]                 # one pass learns what they do one by one
     assert_close(loss_of("ours", model, examples[:1]), loss_of("textbook", model, own), rtol=1e-4, atol=0)
-    groups = [[examples[i] for i in group] for group in batches(examples, size.solver_tokens, rng)]
+    groups = batches(examples, size.solver_tokens, rng)
     draws = [rng.sample(singles, size.singles) for _ in range(size.repeats)]
     rates = race("solver training", {"ours": trainer("ours", model, groups),
                                      "textbook": trainer("textbook", GPT(size.config), draws)}, size.repeats)
@@ -171,7 +171,7 @@ def cot_training(size):
         return []
     tokenizer, model, sides = get_tokenizer("gpt2"), GPT(size.config), {}
     examples = [encode(segments(p, "cot"), tokenizer) for p in problems]
-    groups = [[examples[i] for i in group] for group in batches(examples, size.cot_tokens, random.Random(0))]
+    groups = batches(examples, size.cot_tokens, random.Random(0))
     if HAS_TRANSFORMERS:
         other, few = to_transformers(model).train(), groups[0][:4]
         assert_close(loss_of("ours", model, few), loss_of("transformers", other, few), rtol=1e-4, atol=0)
@@ -347,7 +347,7 @@ def cell(kind, n, repeats):
         gold = gold_turns(problems, tokenizer)
     elif kind == "tokens":
         examples = [encode(segments(p, "solver"), tokenizer) for p in pool]
-        group = [examples[i] for i in max(batches(examples, n, random.Random(0)), key=len)]
+        group = max(batches(examples, n, random.Random(0)), key=len)
         step = trainer("ours", model, [group] * (repeats + 1))
     work = {"steps": lambda: bool(solve_dictated(problems, gold, model, tokenizer)), "tokens": lambda: bool(step()),
             "rows": lambda: bool(decode(model, [list(range(32))] * n, [64] * n))}[kind]

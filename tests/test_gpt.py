@@ -339,14 +339,14 @@ def test_a_file_that_is_not_this_gpt2_is_refused_by_name(tmp_path):
         change(entries)
         assert_refused(write_folder(tmp_path, entries), *words)
 
-    refused(lambda e: e.pop("h.1.mlp.c_fc.bias"), "lacks 1", "h.1.mlp.c_fc.bias")
-    refused(lambda e: e.update({"h.2.ln_1.bias": e["h.1.ln_1.bias"]}), "1 tensors", "h.2.ln_1.bias")
+    refused(lambda e: e.pop("h.1.mlp.c_fc.bias"), "Missing", "h.1.mlp.c_fc.bias")
+    refused(lambda e: e.update({"h.2.ln_1.bias": e["h.1.ln_1.bias"]}), "Unexpected", "h.2.ln_1.bias")
     refused(lambda e: e.update({"score.weight": e["wte.weight"]}), "score.weight")
     # As many numbers, but transposed: what a file with Linear weights (out, in) would hold.
     dtype, (n_in, n_out), raw = entries_of(model)["h.0.attn.c_attn.weight"]
     refused(lambda e: e.update({"h.0.attn.c_attn.weight": (dtype, (n_out, n_in), raw)}),
-            "h.0.attn.c_attn.weight", "(60, 20)", "(20, 60)")
-    refused(lambda e: e.update({"wpe.weight": (dtype, (2,), bytes(8))}), "wpe.weight", "(230, 20)")
+            "h.0.attn.c_attn.weight", "[60, 20]", "[20, 60]")
+    refused(lambda e: e.update({"wpe.weight": (dtype, (2,), bytes(8))}), "wpe.weight", "[230, 20]")
     untied = numpy_weights(model)["wte.weight"].copy()
     untied[60, 19] += 1
     refused(lambda e: e.update({"lm_head.weight": ("F32", untied.shape, float_bytes(untied, "F32"))}),
@@ -362,7 +362,7 @@ def read_or_refuse(path, data):
     try:
         tensors = gpt.read_safetensors(path)
     except SystemExit as refusal:
-        assert f"{path} is not a whole safetensors file" in str(refusal)
+        assert f"{path} cannot be read as a safetensors file" in str(refusal)
         return None
     assert all(t.dtype == torch.float32 for t in tensors.values())
     assert sum(t.numel() for t in tensors.values()) <= len(data), "more numbers than bytes"
@@ -447,12 +447,12 @@ def test_a_tensor_may_have_no_dimensions_or_no_numbers(tmp_path):
 
 
 @pytest.mark.parametrize("text, words", [
-    (None, ["config.json does not exist"]),
+    (None, ["config.json", "No such file"]),
     *((text, ["config.json"]) for text in ("", "{", "[]", "7", "null", "\ud800", "[" * 100_000)),
     ({"model_type": "llama"}, ["config.json", "llama"]),
     ({"activation_function": "gelu"}, ["config.json", "'gelu'", "gelu_new"]),
     ({"activation_function": None}, ["config.json"]),
-    ({"n_head": 3}, ["config.json", "n_embd 20", "n_head 3"]),
+    ({"n_head": 3}, ["config.json", "n_embd=20", "n_head=3"]),
     *(({name: value}, ["config.json"]) for name, value in [
         ("n_head", 0), ("n_embd", -20), ("n_embd", None), ("n_embd", [20]), ("n_layer", "two"), ("n_layer", 1e400),
         ("vocab_size", float("nan")), ("n_positions", 0), ("layer_norm_epsilon", "small"), ("layer_norm_epsilon", 0)]),
@@ -470,7 +470,7 @@ def test_a_config_that_is_not_gpt2s_is_refused(tmp_path, text, words):
 
 
 def test_a_config_of_another_size_is_refused(tmp_path):
-    for change, word in [({"n_layer": 1}, "h.1."), ({"n_layer": 3}, "h.2."), ({"n_embd": 24}, "(61, 24)"),
+    for change, word in [({"n_layer": 1}, "h.1."), ({"n_layer": 3}, "h.2."), ({"n_embd": 24}, "[61, 24]"),
                          ({"n_positions": 229}, "wpe.weight"), ({"vocab_size": 62}, "wte.weight")]:
         assert_refused(write_folder(tmp_path, entries_of(toy_model()), **change), word)
 
@@ -478,7 +478,7 @@ def test_a_config_of_another_size_is_refused(tmp_path):
 def test_a_folder_without_weights_or_an_unknown_name_is_refused(tmp_path):
     write_folder(tmp_path, entries_of(toy_model()))
     (tmp_path / "model.safetensors").unlink()
-    assert_refused(tmp_path, "model.safetensors does not exist")
+    assert_refused(tmp_path, "model.safetensors", "No such file")
     for name in ("gpt3", str(tmp_path / "nowhere"), "tiny"):
         with pytest.raises(SystemExit, match="neither a folder nor one of: gpt2, gpt2-medium, gpt2-large, gpt2-xl"):
             GPT.from_pretrained(name)

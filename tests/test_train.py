@@ -40,10 +40,10 @@ def gradients(examples, groups):
 
 def test_every_example_comes_once_an_epoch_in_batches_of_the_budget_with_little_padding():
     rng = random.Random(1)
-    examples = [([0] * rng.randint(5, 200), []) for _ in range(1000)]
+    examples = [([i] * rng.randint(5, 200), []) for i in range(1000)]
     groups = batches(examples, 2000, random.Random(2))
-    assert sorted(i for group in groups for i in group) == list(range(1000))
-    padded = [len(group) * max(len(examples[i][0]) for i in group) for group in groups]
+    assert sorted(ids[0] for group in groups for ids, _ in group) == list(range(1000))
+    padded = [len(group) * max(len(ids) for ids, _ in group) for group in groups]
     assert max(padded) <= 2000
     assert sum(padded) < 1.05 * sum(len(ids) for ids, _ in examples)
     other = batches(examples, 2000, random.Random(3))
@@ -51,8 +51,8 @@ def test_every_example_comes_once_an_epoch_in_batches_of_the_budget_with_little_
 
 
 def test_an_example_longer_than_the_budget_gets_a_batch_of_its_own():
-    groups = batches([([0] * 10, []), ([0] * 500, [])], 100, random.Random(0))
-    assert sorted(map(sorted, groups)) == [[0], [1]]
+    short, long = ([0] * 10, []), ([0] * 500, [])
+    assert sorted(batches([short, long], 100, random.Random(0))) == [[short], [long]]
 
 
 def test_gradients_do_not_depend_on_the_size_of_the_micro_batches():
@@ -85,13 +85,6 @@ def test_padding_changes_nothing():
     together = summed_loss(model, *train.collate(examples, "cpu")).item()
     alone = sum(summed_loss(model, *train.collate([e], "cpu")).item() for e in examples)
     assert math.isclose(together, alone, rel_tol=1e-5)
-
-
-def test_every_process_gets_as_many_micro_batches_and_none_is_counted_twice():
-    groups = [[0], [1], [2], [3], [4]]
-    shares = [train.share(groups, rank, 3) for rank in range(3)]
-    assert [len(s) for s in shares] == [2, 2, 2]
-    assert sorted(group[0] for s in shares for group, counts in s if counts) == [0, 1, 2, 3, 4]
 
 
 def test_a_batch_in_which_nothing_is_learned_gives_no_gradient_and_no_nan():
@@ -147,7 +140,7 @@ def test_examples_that_do_not_fit_are_left_out_whole_and_counted(capsys):
 
 
 def run(tmp_path, *flags, out="run"):
-    train.main(train.parse_args(["--role", "solver", "--limit", "40", "--steps", "12", "--batch-tokens", "512",
+    train.main(train.parse_args(["--role", "solver", "--limit", "38", "--steps", "12", "--batch-tokens", "512",
                                  "--out", str(tmp_path / out), *flags]))
     return tmp_path / out
 
@@ -160,7 +153,7 @@ def small(monkeypatch):
 
 
 def weights(folder):
-    return torch.load(folder / "resume.pt", weights_only=True)["model"]
+    return torch.load(folder / "resume.pt", weights_only=True)["states"][0]
 
 
 def test_a_resumed_run_ends_with_the_weights_of_an_unbroken_one_bit_for_bit(tmp_path, small, monkeypatch):
@@ -221,8 +214,8 @@ def test_a_role_without_anything_to_learn_names_the_command_that_helps(tmp_path,
         train.main(train.parse_args(["--role", "solver", "--dataset", "gsm8k", "--out", str(tmp_path / "run")]))
 
 
-def two_processes(out, *more, stop_at=None):
-    """The real command under torchrun's variables: gloo, two processes. Both fail at a step. Returns the exit codes."""
+def two_processes(out, *more, stop_at=None, path_of_second="", **pipes):
+    """The real command under torchrun's variables: gloo, two processes. Both fail at a step. Returns the processes."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
@@ -231,23 +224,99 @@ def two_processes(out, *more, stop_at=None):
             "train.load_problems = lambda *a: load(*a[:3], min(a[3] or 40, 40), *a[4:]);"
             f"train.learning_rate = lambda step, *a: os._exit(9) if step == {stop_at} else rate(step, *a);"
             "train.main(train.parse_args(sys.argv[3:]))")
-    flags = ["--role", "solver", "--limit", "40", "--steps", "12", "--batch-tokens", "512",
-             "--out", str(out), *more]
+    flags = ["--role", "solver", "--limit", "38", "--steps", "12", "--batch-tokens", "512", *more]
     common = os.environ | {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1"}
-    processes = [subprocess.Popen([sys.executable, "-c", code, str(ROOT), str(ROOT / "tests"), *flags],
-                                  env=common | {"RANK": str(rank), "LOCAL_RANK": str(rank)}) for rank in range(2)]
+    return [subprocess.Popen([sys.executable, "-c", code, str(ROOT), str(ROOT / "tests"), *flags, "--out", str(folder)],
+                             env=common | {"RANK": str(rank), "LOCAL_RANK": str(rank)}, text=True, **pipes)
+            for rank, folder in enumerate([out, path_of_second or out])]
+
+
+def codes_of(processes):
     return [process.wait(timeout=120) for process in processes]
 
 
 def test_two_processes_give_the_weights_of_one_and_go_on_bit_for_bit(tmp_path, small):
     """One micro-batch on each of two against two on one; then the same two, stopped at step 7 and resumed."""
+    n_batches = len(batches(examples_of("solver", 38), 512, random.Random(0)))
+    assert n_batches % 2 and n_batches < 24, "in the last step of the first epoch the second process has no batch"
     one = run(tmp_path, "--accumulate", "2", out="one")
-    assert two_processes(tmp_path / "two") == [0, 0]
+    assert codes_of(two_processes(tmp_path / "two")) == [0, 0]
     for a, b in zip(weights(one).values(), weights(tmp_path / "two").values()):
         assert torch.allclose(a, b, atol=1e-5), (a - b).abs().max()
-    assert two_processes(tmp_path / "broken", stop_at=7) == [9, 9]
-    assert two_processes(tmp_path / "broken", "--resume") == [0, 0]
+    assert codes_of(two_processes(tmp_path / "broken", stop_at=7)) == [9, 9]
+    assert codes_of(two_processes(tmp_path / "broken", "--resume")) == [0, 0]
     assert all(map(torch.equal, weights(tmp_path / "two").values(), weights(tmp_path / "broken").values()))
+
+
+@pytest.mark.parametrize("second", ["nothing", "other weights"])
+def test_processes_that_would_go_on_from_different_checkpoints_stop(tmp_path, small, second):
+    """Two machines without a common disk: the second has no resume.pt, or that of another training."""
+    mine, other = tmp_path / "first" / "resume.pt", tmp_path / "second" / "resume.pt"
+    assert codes_of(two_processes(mine.parent, stop_at=7)) == [9, 9]
+    other.parent.mkdir()
+    if second == "other weights":
+        saved = torch.load(mine, weights_only=True)
+        saved["states"][0]["wte.weight"][3, 4] += 1e-6
+        torch.save(saved, other)
+    processes = two_processes(mine.parent, "--resume", path_of_second=other.parent, stderr=subprocess.PIPE)
+    errors = [process.communicate(timeout=120)[1] for process in processes]
+    assert codes_of(processes) == [1, 1]
+    assert f"Copy {mine} of the first machine" in errors[0] and "Traceback" not in errors[0] + errors[1]
+
+
+def test_each_process_takes_its_own_gpu_before_nccl_starts(monkeypatch):
+    calls = []
+    monkeypatch.setattr(train, "WORLD", 2)
+    monkeypatch.setattr(train, "pick_device", lambda *_: (torch.device("cuda:1"), torch.bfloat16))
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: calls.append(str(device)))
+    monkeypatch.setattr(train.dist, "init_process_group", lambda backend: calls.append(backend))
+    monkeypatch.setattr(train.atexit, "register", lambda end: None)
+    monkeypatch.setattr(train, "load", lambda args: sys.exit("far enough"))
+    with pytest.raises(SystemExit, match="far enough"):
+        train.prepare(train.parse_args(["--role", "solver"]))
+    assert calls == ["cuda:1", "nccl"]
+
+
+def spoil(monkeypatch, step, what, value):
+    """From now on the loss, or one number of the gradient, is this value in one step."""
+    calls, backward = [], train.backward
+
+    def spoiled(model, *args):
+        calls.append(1)
+        loss = backward(model, *args)
+        if len(calls) == step and what == "gradient norm":
+            model.wte.weight.grad[5, 5] = value
+        return loss * value if len(calls) == step and what == "loss" else loss
+
+    monkeypatch.setattr(train, "backward", spoiled)
+
+
+@pytest.mark.parametrize("what, value", [("loss", math.nan), ("loss", math.inf), ("gradient norm", math.nan), ("gradient norm", math.inf)])
+def test_a_training_stops_at_the_first_number_that_is_not_finite(tmp_path, small, monkeypatch, what, value):
+    """A guard against a past fault: it went on to the end, and ended as if all were well."""
+    spoil(monkeypatch, 7, what, value)
+    with pytest.raises(SystemExit) as end:
+        run(tmp_path)
+    for words in (f"Step 7: the {what} is {value}", "that of step 6, in", str(tmp_path / "run")):
+        assert words in str(end.value)
+    model = GPT.from_pretrained(tmp_path / "run")
+    assert model.info["step"] == 6 and all(p.isfinite().all() for p in model.parameters())
+
+
+def test_before_the_first_validation_no_student_is_promised(tmp_path, small, monkeypatch):
+    spoil(monkeypatch, 1, "loss", math.nan)
+    with pytest.raises(SystemExit, match="none, it was not saved yet"):
+        run(tmp_path)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_an_overflow_in_float16_leaves_one_step_out_and_spoils_nothing(tmp_path, small, monkeypatch, value):
+    """A guard against a past fault: one overflow made all gradients NaN, and Muon stepped with them."""
+    spoil(monkeypatch, 7, "gradient norm", value)
+    out = run(tmp_path, "--dtype", "fp16")
+    saved = torch.load(out / "resume.pt", weights_only=True)
+    assert all(t.isfinite().all() for t in saved["states"][0].values()) and saved["log"][-1]["step"] == 12
+    assert saved["states"][-1]["scale"] == 2**15, "the scaler multiplies by half as much"
 
 
 def test_a_run_killed_at_a_random_moment_goes_on(tmp_path):
