@@ -28,8 +28,8 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from data import (DATASETS, HERE, Step, clean, extract_answer, load_problems, read_lines,
-                  replace_file, same_answer, sha256_of)
+from data import (DATASET_HELP, HERE, Step, clean, extract_answer, load_problems, positive,
+                  read_lines, replace_file, run_name, same_answer, sha256_of)
 from infer import add_student_flags, find_students, load_students, pick_device, solve
 
 SAMPLE_TEMPERATURE = 0.7    # of --samples
@@ -49,10 +49,14 @@ STAGES = {    # where a wrong answer broke (see `stage`)
 def predict(args):
     """Solve the problems in batches; each goes to a file when it is done. Returns its path."""
     problems = load_problems(args.dataset, args.split, args.data_dir, args.limit)
+    if not problems:
+        raise SystemExit(f"{args.dataset}/{args.split} holds no problem. A small file may have "
+                         "none in its test split; --split all scores all of it.")
     folders = find_students(args.method, args.students, args.dataset, args.model)
     header, records = make_header(args, folders, problems), []
     key = sha256(json.dumps(header["settings"], sort_keys=True))[:8]
-    path = args.out / f"{args.dataset}-{args.split}-{args.method}-{key}.jsonl"
+    name = f"{run_name(args.dataset)}-{args.split}-{args.method}-{key}"
+    path = args.out.expanduser() / f"{name}.jsonl"
     if path.exists():
         header, records = read_predictions(path)
         if len(records) == len(problems):
@@ -459,17 +463,17 @@ def parse_args(argv=None):
         description="Score students on a test split, and see where they break.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     add = parser.add_argument
-    add("--dataset", default="demo", choices=DATASETS, help="which problems")
-    add("--split", default="test", help="train, valid, test; demo also has long, svamp all")
-    add("--limit", type=int, help="only the first so many problems (None: all)")
+    add("--dataset", default="demo", help=DATASET_HELP)
+    add("--split", default="test", help="train, valid, test; demo: long too; svamp and files: all")
+    add("--limit", type=positive, help="only the first so many problems (None: all)")
     add("--data-dir", help="folder of the data sets (None: SOCRATIC_DATA, or data/)")
     add_student_flags(add)
     add("--out", default="predictions", type=Path, metavar="FOLDER",
         help="where predictions, scores and report.html go")
-    add("--batch-size", type=int, default=64, help="dialogues at once")
+    add("--batch-size", type=positive, default=64, help="dialogues at once")
     add("--diagnose", action=argparse.BooleanOptionalAction, default=True,
         help="solve again with one thing changed, to see where it broke: over twice the work")
-    add("--samples", type=int, default=1,
+    add("--samples", type=positive, default=1,
         help=f"dialogues a problem, at temperature {SAMPLE_TEMPERATURE}; their majority answers")
     add("--rescore", nargs="+", metavar="FILE", type=Path,
         help="instead: score finished predictions again")
@@ -499,8 +503,9 @@ def main(args):
     if len(runs) > 1:
         print(f"\n{len(runs)} runs: right (strict) {sum(shares) / len(runs):.1f} % on average, "
               f"from {min(shares):.1f} to {max(shares):.1f}")
-    replace_text(args.out / "report.html", page(runs))
-    print(f"to browse    {args.out / 'report.html'}")
+    report = args.out.expanduser() / "report.html"
+    replace_text(report, page(runs))
+    print(f"to browse    {report}")
 
 if __name__ == "__main__":
     main(parse_args())

@@ -24,8 +24,8 @@ from pathlib import Path
 
 import torch
 
-from data import (DATASETS, HERE, Problem, Step, calculate, clean, extract_answer, get_tokenizer,
-                  read_lines, segments, tokenize)
+from data import (HERE, Problem, Step, calculate, clean, extract_answer, get_tokenizer, read_lines,
+                  run_name, segments, tokenize)
 from gpt import GPT, KVCache, pick_device, read_config
 
 METHODS = {"socratic": ("decomposer", "solver"), "unified": ("unified",), "cot": ("cot",),
@@ -239,7 +239,8 @@ def find_students(method, folders=None, dataset="demo", model="tiny"):
     for folder in map(Path, folders or []):
         found[read_config(folder / "config.json")[1].get("role")] = folder
     if not folders:
-        found = {role: Path(f"runs/{dataset}-{Path(model).name}-{role}") for role in roles}
+        name = f"{run_name(dataset)}-{Path(model).name}"
+        found = {role: Path(f"runs/{name}-{role}") for role in roles}
         is_default = (dataset, model) == ("demo", "tiny")
         if is_default and not all(is_student(folder) for folder in found.values()):
             found = {role: HERE / "students" / role for role in roles}
@@ -315,7 +316,7 @@ def parse_args(argv=None):
     add("problem", nargs="?", help="the problem (None: standard input; on a terminal, a prompt)")
     add("--file", help="a problem a line: plain text, or records of data.py (- is standard input)")
     add("--json", action="store_true", help="print a JSON object a problem")
-    add("--dataset", default="demo", choices=DATASETS, help="use students of this data set")
+    add("--dataset", default="demo", help="use students of this data set")
     add_student_flags(add)
     add("--temperature", type=float, default=0.0,
         help="0: always the likeliest token; 1: draw as the student believes")

@@ -31,8 +31,8 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 
-from data import (DATASETS, IGNORE, ROLES, can_learn, encode, get_tokenizer, load_problems,
-                  replace_file, segments, show)
+from data import (DATASET_HELP, IGNORE, ROLES, can_learn, encode, get_tokenizer, load_problems,
+                  positive, replace_file, run_name, segments, show)
 from gpt import GPT, SIZES, pick_device
 
 WARMUP = 0.05          # the share of the steps in which the learning rate rises to its peak
@@ -264,7 +264,7 @@ def load(args):
         raise SystemExit(
             f"Too few problems of {args.dataset} hold what a {args.role} learns to write.\n"
             f"Let a teacher write it: python annotate.py --dataset {args.dataset}\n"
-            f"then add: --annotations annotations/{args.dataset}-socratic.jsonl")
+            f"then add: --annotations annotations/{run_name(args.dataset)}-socratic.jsonl")
     first = next(problem for problem in problems if can_learn(problem, args.role))
     text = show(segments(first, args.role), color=sys.stdout.isatty())
     say(f"The first dialogue; what the {args.role} learns to write is marked:\n\n{text}\n")
@@ -307,19 +307,13 @@ def stop_unless_finite(name, value, step, best, out):
 
 # ------------------------------------------------------------ the command
 
-def positive(text):
-    """The type of a flag: a whole number from 1 on."""
-    if int(text) < 1:
-        raise argparse.ArgumentTypeError("must be at least 1")
-    return int(text)
-
 def parse_args(argv=None):
     parser = argparse.ArgumentParser(
         description="Train a student to write its part of the dialogue.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     add = parser.add_argument
     add("--role", required=True, choices=ROLES, help="what it learns to write (see data.py)")
-    add("--dataset", default="demo", choices=DATASETS, help="which problems")
+    add("--dataset", default="demo", help=DATASET_HELP)
     add("--data-dir", help="folder of the data sets (None: SOCRATIC_DATA, or data/)")
     add("--annotations", help="a teacher's annotations (JSONL), joined to the problems by id")
     add("--limit", type=positive, help="only the first so many problems (None: all; demo: 20,000)")
@@ -337,7 +331,8 @@ def parse_args(argv=None):
         help="of the matrix products (auto: on CUDA bf16 or fp16, else fp32); weights stay fp32")
     args = parser.parse_args(argv)
     from_scratch = args.model == "tiny"
-    args.out = args.out or f"runs/{args.dataset}-{Path(args.model).name}-{args.role}"
+    name = f"{run_name(args.dataset)}-{Path(args.model).name}-{args.role}"
+    args.out = str(Path(args.out or f"runs/{name}").expanduser())
     args.lr = args.lr or (4e-3 if from_scratch else 1e-4)
     args.batch_tokens = args.batch_tokens or (2048 if from_scratch else 4096)
     if not args.steps and not args.epochs:
@@ -381,12 +376,15 @@ def main(args):
             log.append({"step": step, "valid_loss": valid_loss})
             if is_best:
                 best = (valid_loss, step)
-                trainer.model.info |= {"role": args.role, "dataset": args.dataset,
-                                       "command": shlex.join(sys.argv)} | log[-1]
+                command = shlex.join(["python", "train.py", *sys.argv[1:]])
+                trainer.model.info |= {"role": args.role, "dataset": run_name(args.dataset),
+                                       "command": command} | log[-1]
                 trainer.model.save_pretrained(out, torch.float16)
             save(out, trainer, args, log, best)
+    method = "" if args.role in ("decomposer", "solver") else f" --method {args.role}"
     say(f"\nThe best student is that of step {best[1]} (valid loss {best[0]:.4f}), in {out}\n"
-        "Next, once its partner is trained too: python eval.py --help")
+        "Next, once its partner is trained too, if it has one:\n"
+        f"  python eval.py --dataset {args.dataset} --model {args.model}{method}")
 
 if __name__ == "__main__":
     main(parse_args())
