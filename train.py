@@ -252,11 +252,15 @@ def load(args):
     model = (GPT(SIZES["tiny"], {"tokenizer": "tiny"}) if args.model == "tiny" else
              GPT.from_pretrained(args.model))
     tokenizer = get_tokenizer(model.info.setdefault("tokenizer", "gpt2"))
+    encoding = (args.role, tokenizer, model.config.n_positions)
     problems = load_problems(args.dataset, "train", args.data_dir, args.limit, args.annotations)
-    valid_problems = load_problems(args.dataset, "valid", args.data_dir, 512)
-    examples, valid = (make_examples(p, args.role, tokenizer, model.config.n_positions)
-                       for p in (problems, valid_problems))
-    if not valid:    # annotations may cover the training split alone
+    examples = make_examples(problems, *encoding)
+    # Annotations may cover the training split alone; then the valid split's own steps count.
+    valid = make_examples(load_problems(args.dataset, "valid", args.data_dir, 512,
+                                        args.annotations), *encoding)
+    if args.annotations and not valid:
+        valid = make_examples(load_problems(args.dataset, "valid", args.data_dir, 512), *encoding)
+    if not valid:
         say("No valid problem teaches this role: every 20th training problem is held out instead.")
         valid = examples[::20]
         del examples[::20]
@@ -381,10 +385,11 @@ def main(args):
                                        "command": command} | log[-1]
                 trainer.model.save_pretrained(out, torch.float16)
             save(out, trainer, args, log, best)
-    method = "" if args.role in ("decomposer", "solver") else f" --method {args.role}"
+    students = f"--method {args.role} --students {out}"
+    if args.role in ("decomposer", "solver"):
+        students = f"--students {out} FOLDER_OF_ITS_PARTNER"
     say(f"\nThe best student is that of step {best[1]} (valid loss {best[0]:.4f}), in {out}\n"
-        "Next, once its partner is trained too, if it has one:\n"
-        f"  python eval.py --dataset {args.dataset} --model {args.model}{method}")
+        f"Next: python eval.py --dataset {args.dataset} {students}")
 
 if __name__ == "__main__":
     main(parse_args())
