@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from data import download, replace_file
+from data import download, get_tokenizer, replace_file
 
 @dataclass
 class GPTConfig:    # the names are those of Hugging Face's config.json
@@ -153,6 +153,14 @@ class GPT(nn.Module):
     def n_params(self):
         return sum(p.numel() for p in self.parameters())
 
+    def get_tokenizer(self):
+        """The tokenizer that its config.json names, else GPT-2's."""
+        tokenizer = get_tokenizer(self.info.setdefault("tokenizer", "gpt2"))
+        if self.config.vocab_size < tokenizer.n_vocab:
+            raise SystemExit(f"A model with {self.config.vocab_size:,} tokens does not fit the "
+                             f"tokenizer {tokenizer.name} with {tokenizer.n_vocab:,}.")
+        return tokenizer
+
     def save_pretrained(self, folder, dtype=torch.float32):
         """Write model.safetensors and config.json, each to a temporary name first."""
         tensors = {name: t.to(dtype) for name, t in self.state_dict().items()}
@@ -165,14 +173,17 @@ class GPT(nn.Module):
         folder = Path(name_or_folder)
         if not folder.is_dir():
             folder = find_released(str(name_or_folder))
-        model = cls(*read_config(folder / "config.json"))
+        with torch.device("meta"):                                      # shapes without memory
+            model = cls(*read_config(folder / "config.json"))
         path = folder / "model.safetensors"
         masks = (".attn.bias", ".attn.masked_bias")                     # buffers, not weights
         tensors = {name.removeprefix("transformer."): t
                    for name, t in read_safetensors(path).items() if not name.endswith(masks)}
         head = tensors.pop("lm_head.weight", tensors.get("wte.weight"))
+        if head is not None:
+            tensors.setdefault("wte.weight", head)                      # one of the two is enough
         try:
-            model.load_state_dict(tensors)
+            model.load_state_dict(tensors, assign=True)
         except RuntimeError as error:                                   # missing, extra, misshapen
             raise SystemExit(f"{path} and config.json: {shorten(str(error), 300)}") from None
         if not torch.equal(head, model.wte.weight):
@@ -259,7 +270,9 @@ def read_safetensors(path):
     numbers without gaps; all of that is checked. Buffers of other types (masks) are skipped.
     """
     try:
-        data = bytearray(path.read_bytes())
+        data = bytearray(path.stat().st_size)
+        with open(path, "rb") as file:
+            file.readinto(data)                                         # one copy, not two
         (n_header,) = struct.unpack_from("<Q", data)
         if n_header > len(data) - 8:
             raise ValueError("the header is cut off")

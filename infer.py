@@ -24,8 +24,8 @@ from pathlib import Path
 
 import torch
 
-from data import (HERE, Problem, Step, calculate, clean, extract_answer, get_tokenizer, read_lines,
-                  run_name, segments, tokenize)
+from data import (HERE, Problem, Step, calculate, clean, extract_answer, read_lines, run_name,
+                  segments, tokenize)
 from gpt import GPT, KVCache, pick_device, read_config
 
 METHODS = {"socratic": ("decomposer", "solver"), "unified": ("unified",), "cot": ("cot",),
@@ -194,6 +194,7 @@ def write(student, jobs, temperature=0.0):
         ids = [job.ids + [0] * (max(counts) - len(job.ids)) for job in chosen]  # (R, T)
         ids = torch.tensor(ids, device=device)
         logits = model.append(ids, cache, reading or slice(None), counts)       # (R, V)
+        logits = logits[:, :student.tokenizer.n_vocab]    # some models have more, as padding
         for job, token in zip(chosen, choose(logits, chosen, temperature)):
             job.take(token)
         for row in reversed(range(len(rows))):
@@ -261,7 +262,7 @@ def load_students(folders, device="auto", dtype="auto"):
     students = {}
     for role, folder in folders.items():
         model = GPT.from_pretrained(folder).to(device, dtype).eval()
-        students[role] = Student(role, model, get_tokenizer(model.info.get("tokenizer", "gpt2")))
+        students[role] = Student(role, model, model.get_tokenizer())
         print(f"{role:10s} | {folder} ({model.n_params() / 1e6:.1f} M parameters, "
               f"{model.info.get('dataset', 'no data set')})", file=sys.stderr)
     return students

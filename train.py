@@ -31,8 +31,8 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 
-from data import (DATASET_HELP, IGNORE, ROLES, can_learn, encode, get_tokenizer, load_problems,
-                  positive, replace_file, run_name, segments, show)
+from data import (DATASET_HELP, IGNORE, ROLES, can_learn, encode, load_problems, positive,
+                  replace_file, run_name, segments, show)
 from gpt import GPT, SIZES, pick_device
 
 WARMUP = 0.05          # the share of the steps in which the learning rate rises to its peak
@@ -251,8 +251,7 @@ def load(args):
     torch.manual_seed(args.seed)
     model = (GPT(SIZES["tiny"], {"tokenizer": "tiny"}) if args.model == "tiny" else
              GPT.from_pretrained(args.model))
-    tokenizer = get_tokenizer(model.info.setdefault("tokenizer", "gpt2"))
-    encoding = (args.role, tokenizer, model.config.n_positions)
+    encoding = (args.role, model.get_tokenizer(), model.config.n_positions)
     problems = load_problems(args.dataset, "train", args.data_dir, args.limit, args.annotations)
     examples = make_examples(problems, *encoding)
     # Annotations may cover the training split alone; then the valid split's own steps count.

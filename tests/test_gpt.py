@@ -636,3 +636,17 @@ def test_a_file_put_by_hand_where_the_error_says_is_a_released_model(hub, releas
     (tmp_path / "toy" / "model.safetensors").write_bytes(hub.content)
     assert_downloaded(hub, tmp_path, released[0])
     assert hub.ranges == []
+
+
+def test_a_head_without_its_embedding_is_enough_and_neither_is_one_clear_line(tmp_path):
+    model = GPT(GPTConfig(vocab_size=40, n_positions=8, n_embd=8, n_layer=1, n_head=2))
+    model.save_pretrained(tmp_path)
+    tensors = dict(model.state_dict())
+    tensors["lm_head.weight"] = tensors.pop("wte.weight")
+    gpt.write_safetensors(tmp_path / "model.safetensors", tensors)
+    ids = torch.arange(6)[None]
+    assert torch.equal(GPT.from_pretrained(tmp_path)(ids), model(ids))
+    del tensors["lm_head.weight"]
+    gpt.write_safetensors(tmp_path / "model.safetensors", tensors)
+    with pytest.raises(SystemExit, match="wte.weight"):
+        GPT.from_pretrained(tmp_path)

@@ -12,6 +12,7 @@ from toy import PROBLEM, tiny_student
 
 import infer
 from data import Problem, Step, calculate, encode, get_tokenizer, make_demo, segments, tokenize
+from gpt import GPT, GPTConfig
 from infer import Student, solve
 
 TOKENIZER = get_tokenizer("tiny")
@@ -302,3 +303,19 @@ def test_a_solver_that_writes_the_end_token_early_is_given_the_next_cue():
     (dialogue,) = solve([PROBLEM], actors)
     assert [turn.kind for turn in dialogue.turns][2:] == ["Solution", "Solution", "Answer"]
     assert "pens?\nSolution:\nSubquestion: How many are" in TOKENIZER.decode(actors["solver"].model.fed[0])
+
+
+def test_ids_beyond_the_tokenizers_are_never_written_and_too_few_are_one_clear_line(tmp_path):
+    torch.manual_seed(0)
+    wide = GPT(GPTConfig(vocab_size=2100, n_positions=1024, n_embd=16, n_layer=1, n_head=2), {"role": "cot", "tokenizer": "tiny"})
+    with torch.no_grad():
+        wide.ln_f.bias.fill_(1.0)
+        wide.wte.weight[2048:] = 5.0    # by far the likeliest
+    wide.save_pretrained(tmp_path / "wide")
+    students = infer.load_students({"cot": tmp_path / "wide"}, "cpu")
+    for temperature in (0.0, 1.0):
+        (dialogue,) = infer.solve([Problem("x", "Who?")], students, "cot", temperature=temperature)
+        assert dialogue.turns, "only ids of the tokenizer can be decoded"
+    GPT(GPTConfig(vocab_size=2000, n_positions=64, n_embd=16, n_layer=1, n_head=2), {"tokenizer": "tiny"}).save_pretrained(tmp_path / "few")
+    with pytest.raises(SystemExit, match="2,000 tokens does not fit the tokenizer tiny with 2,048"):
+        infer.load_students({"cot": tmp_path / "few"}, "cpu")
