@@ -13,7 +13,8 @@ Writes  annotations/<dataset>-<mode>.jsonl            what is kept: records whos
                                                       from it, so reading it again costs nothing
 
 The teacher writes the dialogue in the very form that a student learns, so reading it is `segments`
-backwards. Nothing is guessed or repaired: a text that is not in the form is rejected.
+backwards. Nothing is guessed or repaired: a text that is not in the form is rejected. Only steps
+that merely repeat a number of the problem are left out.
 """
 
 import argparse
@@ -118,38 +119,44 @@ LINE = re.compile(r"(Subquestion|Solution|Answer): *(\S.*)")
 CALCULATION = re.compile(r"<<([^<>=]*)=([^<>=]*)>>")
 # Nothing of this belongs into a text: tags, templates, markup, a second label.
 MARK = re.compile(r"[<>{}\[\]\\|`]|\*\*|(?:Problem|Subquestion|Solution|Answer):")
+LIKE_A_LABEL = re.compile(r"(?:sub-?question|solution|answer)\b[^:]{0,8}:\s*\S", re.IGNORECASE)
 THINKING_ENDS = re.compile(r"[<\[]/\w*(?:think|reason)\w*[>\]]", re.IGNORECASE)
 FORMS = {    # the lines that each role writes: q subquestion, s solution, a answer
     "unified": "(qs)+a?", "cot": "s+a?", "solver": "s+a?", "decomposer": "q+"}
 
 def read_dialogue(text: str, role: str) -> dict[str, list[str]]:
     """
-    {kind: its texts} of the last unbroken run of labelled lines that ends as the role wants.
-    Bold marks, fences and blank lines do not count. Before the run the teacher may think aloud,
-    and write whole drafts.
+    {kind: its texts} of the dialogue in a reply.
+
+    Other text splits the labelled lines into blocks; bold marks, fences and blank lines do not.
+    The last block that ends in a solution or an answer (for a decomposer, in a subquestion) is
+    the dialogue. Each block before it must be a complete draft, ending in an answer: otherwise
+    the other text has interrupted the dialogue, and its beginning would be lost.
 
     >>> read_dialogue("Let me see.\\n**Solution:** 3*4 = <<3*4=12>>12\\n\\nAnswer: 12", "cot")
     {'Subquestion': [], 'Solution': ['3*4 = <<3*4=12>>12'], 'Answer': ['12']}
     """
-    runs = [[]]    # each a list of (kind, text)
+    blocks = [[]]    # each a list of (kind, text)
     text = THINKING_ENDS.split(text)[-1]
     for line in re.sub(r"\*\*(.+?)\*\*", r"\1", text).split("\n"):
         line = line.strip()
         match = LINE.fullmatch(line)
         if match and not MARK.search(CALCULATION.sub("", match[2])):
-            runs[-1].append((match[1], match[2]))
-        elif line and not line.startswith("```") and runs[-1]:
-            runs.append([])
+            blocks[-1].append((match[1], match[2]))
+        elif LIKE_A_LABEL.search(line):
+            raise Rejected(f"not in the form: {line}")
+        elif line and not line.startswith("```") and blocks[-1]:
+            blocks.append([])
     ends = ("Subquestion",) if role == "decomposer" else ("Solution", "Answer")
-    while runs and (not runs[-1] or runs[-1][-1][0] not in ends):
-        runs.pop()
-    if not runs or any(draft[-1][0] != "Answer" for draft in runs[:-1]):
-        raise Rejected("interrupted by other text" if runs else "not in the form")
+    while blocks and (not blocks[-1] or blocks[-1][-1][0] not in ends):
+        blocks.pop()
+    if not blocks or any(draft[-1][0] != "Answer" for draft in blocks[:-1]):
+        raise Rejected("interrupted by other text" if blocks else "not in the form")
     letters = {"Subquestion": "q", "Solution": "s", "Answer": "a"}
-    kinds = "".join(letters[kind] for kind, _ in runs[-1])
+    kinds = "".join(letters[kind] for kind, _ in blocks[-1])
     if not re.fullmatch(FORMS[role], kinds):
         raise Rejected(f"not in the form: the lines are {kinds}")
-    return {kind: [text for k, text in runs[-1] if k == kind] for kind in letters}
+    return {kind: [text for k, text in blocks[-1] if k == kind] for kind in letters}
 
 def dig(value, *path):
     """value[path[0]][path[1]]..., or None where there is no such thing."""
@@ -202,13 +209,15 @@ def judge(problem: Problem, reply: dict, mode: str, teacher: str) -> Problem:
 
 def judge_solutions(problem, steps, answers) -> list[Step]:
     """The steps that calculate something, all of it right, and lead to the gold answer."""
-    kept, result = [], None
+    kept, result, stated = [], None, find_numbers(problem.problem)
     for step in steps:
         results = check_calculations(step.solution)
-        # A step that only repeats numbers of the problem is left out.
+        said = find_numbers(step.solution)
+        # A step that only repeats numbers of the problem is left out, but never the last one.
+        repeats = said and said <= stated and "=" not in step.solution and step is not steps[-1]
         if results or problem.answer in ("yes", "no"):
             kept.append(step)
-        elif not find_numbers(step.solution) <= find_numbers(problem.problem, in_words=True):
+        elif not repeats:
             raise Rejected(f"a solution without a calculation: {step.solution}")
         result = results[-1] if results else result
     # The line with the answer may be missing where the last result is the answer.
@@ -245,15 +254,17 @@ def check_calculations(solution: str) -> list[str]:
             results.append(result)
     return results
 
-def find_numbers(text: str, in_words=False) -> set[str]:
+def find_numbers(text: str) -> set[str]:
     """
-    >>> sorted(find_numbers("Twenty-five of 1,000 pens, six cards", in_words=True))
+    The numbers that a text states, in digits or words. "One" is none: it may be a pronoun.
+
+    >>> sorted(find_numbers("Twenty-five of 1,000 pens, six cards"))
     ['1000', '25', '6']
     """
     found = {calculate(number) for number in re.findall(NUMBER, text)}
     values = {word: n if n < 20 else 10 * n - 180 for n, word in enumerate(WORDS)}
-    for word in re.findall("[a-z]+(?:-[a-z]+)?", text.lower() if in_words else ""):
-        if all(part in values for part in word.split("-")):
+    for word in re.findall("[a-z]+(?:-[a-z]+)?", text.lower()):
+        if word != "one" and all(part in values for part in word.split("-")):
             found.add(str(sum(values[part] for part in word.split("-"))))
     return found
 
@@ -262,7 +273,7 @@ def judge_questions(problem, steps) -> None:
     results = {problem.answer}
     for step in steps:
         results |= {calculate(match[2]) for match in CALCULATION.finditer(step.solution)}
-    stated = find_numbers(problem.problem, in_words=True)
+    stated = find_numbers(problem.problem)
     for step in steps:
         if (find_numbers(step.question) - stated) & results:
             raise Rejected(f"a subquestion gives a result away: {step.question}")
@@ -376,8 +387,11 @@ def normal_url(text: str) -> str:
 
 # ------------------------------------------------------------ the run
 
-# What the replies so far make of a problem: the record that is kept or None, the sample to ask for
-# next or None, times as many tokens for it, and [(sample, reason, text)] of the rejected replies.
+# What the replies so far make of a problem.
+#   kept         the record, or None
+#   next_sample  the number of the reply to ask for, or None: nothing more is asked
+#   room         2: that reply may have twice as many tokens, because one was cut off; else 1
+#   rejected     [(sample, reason, text)]
 Outcome = namedtuple("Outcome", "kept next_sample room rejected")
 
 def sha16(text: str) -> str:
@@ -560,7 +574,7 @@ def parse_args(argv=None):
     add = parser.add_argument
     add("--dataset", default="demo", help=DATASET_HELP)
     add("--data-dir", help="folder of the data sets (None: SOCRATIC_DATA, or data/)")
-    add("--split", choices=("train", "valid", "all"), help="which part (None: train; all of a file)")
+    add("--split", choices=("train", "valid"), help="which part (None: train; all of a file)")
     add("--limit", type=positive, help="the first so many problems only (None: all; demo: 40)")
     add("--mode", default="socratic", choices=("socratic", "socratic-gt", "cot"),
         help="socratic: subquestions and solutions; socratic-gt: what the record lacks, while the "
@@ -610,7 +624,7 @@ def main(args):
     suffix = "-valid" if split == "valid" else ""
     out = Path(args.out or f"annotations/{name}-{args.mode}{suffix}.jsonl").expanduser()
     if replay:
-        rows = read_lines(replay, may_be_torn=True)
+        rows = read_lines(replay)
         seen = {row["id"] for row in rows}
         run = Run(args, [problem for problem in problems if problem.id in seen], rows)
         run.why = "the recording holds fewer replies"

@@ -167,7 +167,7 @@ def segments(problem: Problem, role: str) -> list[Segment]:
     """
     turns = []    # (label, text)
     if role == "cot":
-        turns = [("Solution:", text) for text in solutions(problem, role)]
+        turns = [("Solution:", text) for text in chain_of_thought(problem)]
     elif role != "answer":
         for step in problem.steps:
             turns.append(("Subquestion:", step.question))
@@ -189,18 +189,17 @@ def clean(text: str) -> str:
     """The text on one line, with single spaces: a newline would end a turn."""
     return " ".join(text.split())
 
-def solutions(problem: Problem, role: str) -> list[str]:
-    """The solutions of the steps. StrategyQA has none; there `cot` learns the facts instead."""
+def chain_of_thought(problem: Problem) -> list[str]:
+    """The solutions. StrategyQA has none; there the facts stand for them."""
     texts = [step.solution for step in problem.steps]
-    if role == "cot" and not any(texts) and problem.answer in ("yes", "no"):
-        return problem.evidence
-    return texts
+    is_open = not any(texts) and problem.answer in ("yes", "no")
+    return problem.evidence if is_open else texts
 
 def can_learn(problem: Problem, role: str) -> bool:
     """Whether the record holds everything that the role reads and learns to write."""
     parts = segments(problem, role)    # the problem, then a label and a text for each turn
-    least = 3 if role in ("answer", "decomposer") else 5
-    return len(parts) >= least and all(part.text.strip() for part in parts)
+    n_turns = 1 if role in ("answer", "decomposer") else 2    # at least
+    return len(parts) >= 1 + 2 * n_turns and all(part.text.strip() for part in parts)
 
 def encode(parts: list[Segment], tokenizer):
     """
@@ -483,6 +482,7 @@ def load_problems(dataset, split, data_dir=None, limit=None, annotations=None) -
     else:
         load = {"gsm8k": load_gsm8k, "svamp": load_svamp, "strategyqa": load_strategyqa}[dataset]
         problems = load(split, data_dir)
+    problems = problems[:limit]
     if annotations:
         by_id = {record.id: record for record in read_records(annotations)}
         n_asked = len(problems)
@@ -490,7 +490,7 @@ def load_problems(dataset, split, data_dir=None, limit=None, annotations=None) -
                     for p in problems if p.id in by_id]
         print(f"{annotations}: {len(by_id)} annotations, {len(problems)} match the "
               f"{n_asked} problems of {name}/{split}", file=sys.stderr)
-    return problems[:limit]
+    return problems
 
 def run_name(dataset: str) -> str:
     """

@@ -8,7 +8,7 @@ How well, and where does it break? Students are scored on a test split.
     python eval.py --rescore A.jsonl B.jsonl        finished runs again, without students; the mean
 
 Reads   the students (see infer.py) and the problems of a split
-Writes  predictions/<name>.jsonl    the settings, then a dialogue a line as they come. The name ends
+Writes  predictions/<name>.jsonl    the settings, then a dialogue a line, in batches. The name ends
                                     in a key of all that shapes them (students, problems, flags,
                                     code), so the same command goes on where it stopped
         predictions/<name>.json     the scores
@@ -61,7 +61,7 @@ def predict(args):
         header, records = read_predictions(path)
         if len(records) == len(problems):
             return path
-    # A batch that a kill tore is done again as a whole.
+    # Where the file was cut, as a copy may be, the batch that was cut is solved again.
     del records[len(records) // args.batch_size * args.batch_size:]
     students = load_students(folders, args.device, args.dtype)
     start, n_first = time.time(), len(records)

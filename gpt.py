@@ -289,8 +289,8 @@ def read_safetensors(path):
             raise ValueError(f"{len(body) - end} bytes too many at the end")
         return tensors
     except BROKEN as error:
-        raise SystemExit(f"{path} cannot be read as a safetensors file: {error}. "
-                         "Copy or download it again.") from None
+        raise SystemExit(f"{path} cannot be read as a safetensors file: {error}.\n"
+                         "Copy or download it again; a model in parts must be one file.") from None
 
 def read_tensor(raw, shape, dtype):
     if not all(type(side) is int and side >= 0 for side in shape):    # reshape would take -1

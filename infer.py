@@ -67,8 +67,8 @@ def make_cues(problem, role, steps=()):
     r"""
     The cues of a job, each a list of texts.
 
-    One that chooses its own labels reads the problem and then writes to the end. The solver gets
-    a cue for each solution that `steps` leave empty, and one for the answer.
+    A role that chooses its labels gets one cue, the problem. The solver gets one for each empty
+    solution of `steps`, then one for the answer. Solutions that are given are context.
 
     >>> make_cues(Problem("", "Who won?"), "solver", [Step("Who ran?")])
     [['Problem: Who won?\n', 'Subquestion:', ' Who ran?\n', 'Solution:'], ['Answer:']]

@@ -17,6 +17,7 @@ Shapes  B rows   T tokens   N learned tokens   V vocabulary
 
 import argparse
 import atexit
+import hashlib
 import itertools
 import json
 import math
@@ -67,7 +68,8 @@ def count_learned(examples):
 
 def batches(examples, n_tokens, rng):
     """
-    Lists of examples: every example once, at most `n_tokens` tokens per list with padding.
+    Lists of examples: every example once, at most `n_tokens` tokens per list with padding (unless
+    one example alone has more).
 
     Examples of nearly the same length stand together, so almost nothing is padded. The order of
     the lists is random, and so is which examples of one length share a list.
@@ -236,6 +238,9 @@ def prepare(args):
     model, examples, valid = load(args)
     if LOCAL_RANK == 0 and WORLD > 1:
         dist.barrier()
+    # Neither is a flag of the user's, but a training must go on with the same.
+    args.dtype = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}[dtype]
+    args.examples_sha256 = hashlib.sha256(repr(examples).encode()).hexdigest()[:16]
     epoch, valid = (batches(e, args.batch_tokens, random.Random(0)) for e in (examples, valid))
     args.steps = args.steps or args.epochs * math.ceil(len(epoch) / (args.accumulate * WORLD))
     n_tokens = sum(map(length, examples))
@@ -289,7 +294,8 @@ def resume(path, trainer, args):
         changed = [f"--{key.replace('_', '-')} {value}" for key, value in saved["args"].items()
                    if key not in free and value != vars(args).get(key)]
         if changed:
-            raise SystemExit(f"{path.parent} was started with other flags: {', '.join(changed)}")
+            raise SystemExit(f"{path.parent} was started with other flags or problems: "
+                             f"{', '.join(changed)}")
         for part, state in zip(trainer.parts, saved["states"], strict=True):
             part.load_state_dict(state)
     if WORLD > 1:    # another machine may have another file, or none

@@ -116,13 +116,13 @@ DRAFT = "Subquestion: What?\nSolution: 3+4 = <<3+4=7>>7\nAnswer: 7"
     "Sure! Here it is:\n\n" + GOOD + "\n\nI hope that this helps.",
     "Problem: " + PENS.problem + "\n" + GOOD,
     GOOD.replace("Answer: 7", "Answer: 7 pens"), GOOD.replace("Answer: 7", "**Answer:** $7.00"),
-    GOOD.replace("\nAnswer: 7", ""), GOOD + "</s>",                                           # it stopped by itself; 7 is gold's
+    GOOD.replace("\nAnswer: 7", ""),                                           # it stopped by itself; 7 is gold's
     GOOD.replace("= <<", "= $<<"), GOOD.replace("3*4 =", "3 * 4 ="), GOOD.replace("3*4 =", "$3*4 ="),
     f"<think>\n{DRAFT}\n</think>\n{GOOD}", f"<think>Subquestion: a?</think>{GOOD}", f"Answer: 9 maybe</think>{GOOD}",
     f"[THINK]\n{DRAFT}[/THINK]\n{GOOD}", f"<reasoning>Subquestion: a?\n</reasoning>\n{GOOD}",
     f"Let me try.\n{DRAFT}\nNo, that is not it. Again:\n{GOOD}",               # thinking without a wrapper
     "Subquestion: How many boxes does Ava have?\nSolution: Ava has 3 boxes.\n" + GOOD,     # a stated number is left out
-    "Subquestion: How many boxes does Ava have?\nSolution: Ava has 3 = <<3=3>>3 boxes.\n" + GOOD,
+    "Subquestion: How many boxes does Ava have?\nSolution: Ava has three boxes.\n" + GOOD,
 ])
 def test_replies_in_the_form_give_the_same_steps(text):
     def plain(steps):
@@ -135,8 +135,15 @@ def test_replies_in_the_form_give_the_same_steps(text):
     (GOOD.replace("Answer: 7", "Answer: some pens"), "no answer"),
     (GOOD.replace("12>>12", "13>>13"), r"false arithmetic: 3\*4=13"),
     (GOOD.replace("<<3*4=12>>", ""), "a solution without a calculation"),
-    (GOOD.replace("<<3*4=12>>", "<<3*4>>"), "interrupted"),
-    (GOOD.replace("<<3*4=12>>12", "<<3*4=2*6=12>>12"), "interrupted"),
+    (GOOD.replace("<<3*4=12>>", "<<3*4>>"), "not in the form: Solution: There"),
+    (GOOD.replace("<<3*4=12>>12", "<<3*4=2*6=12>>12"), "not in the form"), (GOOD + "</s>", "not in the form"),
+    (GOOD.replace("There are 3*4", "In the [boxes] 3*4"), "not in the form"),      # the first step must not get lost
+    ("1. " + GOOD, "not in the form"), (GOOD.replace("Subquestion: How many pens are in", "Q1: How many pens are in"), "not in"),
+    ("Subquestion: How many then?\nSolution: There are 3*4 = 4 pens.\n" + GOOD, "a solution without a calculation"),
+    ("Subquestion: How many then?\nSolution: Ava has 3 = <<3=3>>3 boxes.\n" + GOOD, "a solution without a calculation"),
+    ("Subquestion: How many then?\nSolution: Nobody knows.\n" + GOOD, "a solution without a calculation"),
+    (GOOD.replace("\nAnswer", "\nSubquestion: So?\nSolution: She gives 5 away.\nAnswer"), "a solution without a calculation"),
+    (GOOD.replace("many pens are left", "are twelve minus 5 left"), "a subquestion gives a result away"),
     (GOOD.replace("<<3*4=12>>12", "<<3*4=12>>13"), "an annotation that does not fit"),
     (GOOD.replace("<<3*4=12>>12", "<<3*4=12>>12*1"), "an annotation that does not fit"),
     (GOOD.replace("3*4 = <<", "4*3 = <<"), "an annotation that does not fit"),
@@ -149,15 +156,15 @@ def test_replies_in_the_form_give_the_same_steps(text):
     ("There are 7 pens left.", "not in the form"), ("", "not in the form"), (" \n", "not in the form"),
     ("I'm sorry, but I can't help with that.", "not in the form"),
     ("Subquestion: How many pens are left?\nSolution: There are 7 pens left.\nAnswer: 7", "a solution without a calc"),
-    ("Subquestion: How many pens does she give?\nSolution: She gives away 5 pens.\nAnswer: 7", "no calculation"),
+    ("Subquestion: How many pens does she give?\nSolution: She gives away 5 pens.\nAnswer: 7", "a solution without a calc"),
     (GOOD.replace("many pens are left", "come 7 pens to be left"), "a subquestion gives a result away"),
     (GOOD.replace("are in the boxes", "are 3*4 = 12"), "a subquestion gives a result away"),
     (GOOD.replace("many pens are left", "many of the 12 pens are left"), "a subquestion gives a result away"),
     (GOOD.replace("Solution: There are 3*4 = <<3*4=12>>12 pens.\n", ""), "not in the form: the lines are qqsa"),
     (GOOD.replace("Subquestion: How many pens are in the boxes?\n", ""), "not in the form: the lines are sqsa"),
-    (GOOD.replace("12 pens.", "12 pens.<|im_end|>"), "interrupted"), (GOOD.replace("12 pens.", "12 pens.[/INST]"), "inter"),
-    (GOOD.replace("12 pens.", "12 pens. \\boxed{12}"), "interrupted"),
-    (GOOD.replace("12 pens.", "12 pens. Solution: none"), "interrupted"),
+    (GOOD.replace("12 pens.", "12 pens.<|im_end|>"), "not in the form"), (GOOD.replace("12 pens.", "12 pens.[/INST]"), "not in"),
+    (GOOD.replace("12 pens.", "12 pens. \\boxed{12}"), "not in the form"),
+    (GOOD.replace("12 pens.", "12 pens. Solution: none"), "not in the form"),
     (GOOD.replace("12 pens.", "12 pens.\nThat is a dozen."), "interrupted"),          # a second line
     (GOOD.replace("Subquestion:", "Subquestion 1.1:"), "interrupted|not in the form"),
     (GOOD.replace("Subquestion:", "subquestion:"), "interrupted|not in the form"), (GOOD.replace("Solution:", "A:"), "interrupted"),

@@ -181,7 +181,7 @@ def test_a_run_is_never_overwritten_or_mixed_with_other_flags(tmp_path, small):
     run(tmp_path)
     with pytest.raises(SystemExit, match="--resume"):
         run(tmp_path)
-    with pytest.raises(SystemExit, match="other flags: --seed 0"):
+    with pytest.raises(SystemExit, match="other flags or problems: --seed 0"):
         run(tmp_path, "--resume", "--seed", "1")
 
 
@@ -336,3 +336,46 @@ def test_a_run_killed_at_a_random_moment_goes_on(tmp_path):
     steps = [json.loads(line)["step"] for line in (tmp_path / "run" / "log.jsonl").open()]
     assert steps == sorted(steps) and steps[-1] == 30
     assert GPT.from_pretrained(tmp_path / "run").info["role"] == "answer"
+
+
+def devices():
+    yield "cpu"
+    if torch.cuda.is_available():
+        yield "cuda"
+    if torch.backends.mps.is_available():
+        yield "mps"
+
+
+@pytest.mark.parametrize("dtype, most", [("fp32", 1e-4), ("bf16", 0.05), ("fp16", 0.01)])
+@pytest.mark.parametrize("device", ["cpu", "cuda", "mps"])
+def test_every_device_computes_in_every_dtype_what_the_cpu_does(device, dtype, most):
+    """Devices have had wrong vocabulary heads and optimizers: loss, gradients and one step beside the CPU's in fp32."""
+    if device not in devices():
+        pytest.skip(f"no {device} on this machine")
+    found = {}
+    for where, how in (("cpu", "fp32"), (device, dtype)):
+        trainer = train.Trainer(tiny_student("solver"), True, *train.pick_device(where, how))
+        before = torch.cat([p.detach().cpu().flatten() for p in trainer.model.parameters()])
+        loss, norm = trainer.step([examples_of("solver")], 1e-3)
+        after = torch.cat([p.detach().cpu().flatten() for p in trainer.model.parameters()])
+        gradient = torch.cat([p.grad.cpu().flatten() for p in trainer.model.parameters()])
+        found[where, how] = loss, gradient, after - before, trainer
+    (loss, gradient, change, _), (its_loss, its_gradient, its_change, trainer) = found["cpu", "fp32"], found[device, dtype]
+    assert abs(its_loss - loss) < most * loss and change.abs().max() > 1e-4
+    assert (its_gradient - gradient).norm() < 3 * most * gradient.norm()
+    # Muon brings all singular values near 1, the small and noisy ones too: its step is compared by direction.
+    assert torch.cosine_similarity(its_change, change, dim=0) > 1 - 10 * most
+    assert trainer.validate([examples_of("solver")]) < its_loss
+
+
+def test_a_training_goes_on_only_with_the_same_problems_and_the_same_dtype(tmp_path):
+    mine = tmp_path / "mine.jsonl"
+    records = [Problem(f"p-{i}", f"Ava has {i} pens. How many?", PROBLEM.steps, str(i)) for i in range(60)]
+    mine.write_text("".join(r.to_json() + "\n" for r in records), encoding="utf-8")
+    flags = ["--role", "solver", "--dataset", str(mine), "--steps", "2", "--out", str(tmp_path / "run"), "--batch-tokens", "600"]
+    train.main(train.parse_args(flags))
+    with pytest.raises(SystemExit, match="--dtype fp32"):
+        train.main(train.parse_args([*flags, "--resume", "--dtype", "bf16"]))
+    mine.write_text("".join(r.to_json() + "\n" for r in records[5:]), encoding="utf-8")
+    with pytest.raises(SystemExit, match="other flags or problems: --examples-sha256"):
+        train.main(train.parse_args([*flags, "--resume"]))
