@@ -659,6 +659,7 @@ class Story:
                            "$e": f"{expression} = ${result}"}
             question = self.fill(self.rng.choice(step["ask"]))
             self.steps.append(Step(question, self.fill(step["solve"])))
+        # The next event may need one person and one thing of a kind, a distractor another person.
         has_words = min(len(self.people), *map(len, self.unused.values())) >= 2
         self.move_on(event)
         return 0 < self.x <= 300 and has_words

@@ -225,9 +225,9 @@ class KVCache:
 
     def extend(self, rows, counts, n_columns):
         """
-        Make room for counts[i] more tokens in each of these rows; `store` will write there.
-        Returns the positions (R, T) of `n_columns` tokens each, and what they may see up to the
-        longest row (R, 1, T, S): key position <= query position.
+        First, once a call: make room for counts[i] more tokens in each of these rows, and fix
+        which positions (R, T) they take and what they may see (R, 1, T, S), up to the longest row:
+        key position <= query position. Returns both.
         """
         lengths, counts, capacity = self.lengths[rows], torch.as_tensor(counts), self.keys.shape[3]
         needed, longest = int((lengths + counts).max()), int(lengths.max()) + n_columns
@@ -243,7 +243,8 @@ class KVCache:
         return position, visible
 
     def store(self, layer, k, v):
-        """Add a layer's k and v (R, H, T, D). Returns its keys and values, and what is visible."""
+        """Then, once a layer: add its k and v (R, H, T, D). Returns all of these rows' keys and
+        values (R, H, S, D), and what is visible."""
         keys, values, S = self.keys[layer], self.values[layer], self.visible.shape[-1]
         row = torch.arange(len(keys), device=k.device)[self.rows, None]             # (R, 1)
         keys[row, :, self.position] = k.transpose(1, 2)

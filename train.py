@@ -241,7 +241,8 @@ def prepare(args):
     # Neither is a flag of the user's, but a training must go on with the same.
     args.dtype = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}[dtype]
     args.examples_sha256 = hashlib.sha256(repr(examples).encode()).hexdigest()[:16]
-    epoch, valid = (batches(e, args.batch_tokens, random.Random(0)) for e in (examples, valid))
+    valid_batches = batches(valid, args.batch_tokens, random.Random(0))
+    epoch = batches(examples, args.batch_tokens, random.Random(0))
     args.steps = args.steps or args.epochs * math.ceil(len(epoch) / (args.accumulate * WORLD))
     n_tokens = sum(map(length, examples))
     n_padded = sum(length(batch[-1]) * len(batch) for batch in epoch)    # the last is the longest
@@ -249,7 +250,7 @@ def prepare(args):
         f"dialogues\n{n_tokens:,} tokens ({count_learned(examples) / n_tokens:.0%} learned, "
         f"{1 - n_tokens / n_padded:.1%} padding), {args.steps:,} steps\n"
         f"{device}, {str(dtype).removeprefix('torch.')}, processes: {WORLD}")
-    return Trainer(model, args.model == "tiny", device, dtype), examples, valid
+    return Trainer(model, args.model == "tiny", device, dtype), examples, valid_batches
 
 def load(args):
     """(model, training examples, valid examples). Shows the first dialogue."""
@@ -354,7 +355,7 @@ def main(args):
     if (out / "log.jsonl").exists() and not args.resume:
         raise SystemExit(f"{out} holds a run already. To go on with it, add: --resume\n"
                          "To begin anew, delete that folder or name another: --out FOLDER")
-    trainer, examples, valid = prepare(args)
+    trainer, examples, valid_batches = prepare(args)
     log, best = resume(out / "resume.pt", trainer, args) if args.resume else ([], (math.inf, 0))
     n_done, n_steps = log[-1]["step"] if log else 0, args.steps
     say(f"-> {out}, " + (f"going on after step {n_done}" if log else "from the beginning"))
@@ -377,7 +378,7 @@ def main(args):
             say(f"step {step:5d}/{n_steps} | loss {loss:.4f} | lr {lr:.1e} | norm {norm:.2f} | "
                 f"{n_tokens / seconds:6,.0f} tok/s | {left // 60}:{left % 60:02d} left")
         if RANK == 0 and (step % math.ceil(n_steps / N_EVALS) == 0 or step == n_steps):
-            valid_loss = trainer.validate(valid)
+            valid_loss = trainer.validate(valid_batches)
             stop_unless_finite("valid loss", valid_loss, step, best, out)
             is_best = valid_loss < best[0]
             say(f"step {step:5d}/{n_steps} | valid loss {valid_loss:.4f}"
