@@ -201,7 +201,7 @@ class Row:
 def decode(model, prompts, n_new, script=None):
     """Ours: row b writes n_new[b] tokens."""
     rows = [Row(*row) for row in zip(prompts, n_new, script or [None] * len(prompts))]
-    infer.write(infer.Student("row", model, None), rows)
+    infer.write(infer.Student("row", model, get_tokenizer("gpt2")), rows)
     return [row.written for row in rows]
 
 
