@@ -596,6 +596,12 @@ def parse_args(argv=None):
     add("--out", metavar="FILE", help="where to write (None: annotations/<dataset>-<mode>.jsonl)")
     return parser.parse_args(argv)
 
+def read_row(line) -> dict:
+    row, keys = json.loads(line), {"id", "sample", "problem_sha256", "teacher", "reply"}
+    if type(row) is not dict or not row.keys() >= keys or type(row["reply"]) is not dict:
+        raise ValueError(f"a reply must be an object with {', '.join(sorted(keys))}")
+    return row
+
 def open_replies(path):
     """The file of replies, to append to. A last line that a kill has torn is cut off."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -624,13 +630,13 @@ def main(args):
     suffix = "-valid" if split == "valid" else ""
     out = Path(args.out or f"annotations/{name}-{args.mode}{suffix}.jsonl").expanduser()
     if replay:
-        rows = read_lines(replay)
+        rows = read_lines(replay, read_row)
         seen = {row["id"] for row in rows}
         run = Run(args, [problem for problem in problems if problem.id in seen], rows)
         run.why = "the recording holds fewer replies"
         return finish(run, out)
     server, path = Server(args), out.with_suffix(".replies.jsonl")
-    rows = read_lines(path, may_be_torn=True) if path.exists() else []
+    rows = read_lines(path, read_row, may_be_torn=True) if path.exists() else []
     run = Run(args, problems, rows, server)
     queue = [problem for problem in problems if run.settle(problem).next_sample is not None]
     if args.dry_run:

@@ -491,7 +491,10 @@ def main(args):
         if not records:
             raise SystemExit(f"{path} holds no dialogue yet. Make them with:\n"
                              f"  {header['made']['command']}")
-        scores = score(records, header["settings"])
+        try:
+            scores = score(records, header["settings"])
+        except (KeyError, TypeError, AttributeError) as error:
+            raise SystemExit(f"{path} holds no whole predictions: {error!r}") from None
         show(header, scores)
         if len(records) < header["settings"]["n"]:
             print(f"{path} is unfinished: {len(records)} of {header['settings']['n']} problems")

@@ -573,3 +573,9 @@ def test_no_torch_is_needed_to_ask_a_teacher():
     code = "import sys, annotate; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=HERE).returncode == 0
     assert dialogue(PROBLEMS[0]) and reply("x")
+
+@pytest.mark.parametrize("line", ["3", "[]", "{}", '{"id": "x", "sample": 0, "problem_sha256": "a", "teacher": "t", "reply": []}'])
+def test_a_damaged_recording_is_one_clear_line(line):
+    Path("a.jsonl").write_text("\n" + line + "\n")
+    with pytest.raises(SystemExit, match="^a.jsonl:2: a reply must be an object with id, problem_sha256, reply, sample, teacher$"):
+        annotate.main(annotate.parse_args(["--replay", "a.jsonl"]))

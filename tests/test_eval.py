@@ -557,3 +557,12 @@ def test_the_page_opens_in_a_browser_with_hostile_texts(tmp_path, folders):
     n_groups = len({script.stage(r) for r in records})
     assert run.stdout.count("<details>") == 1319 + n_groups + 1, "a dialogue each, a group each, and the settings"
     assert "No. 1318: " in run.stdout
+
+
+@pytest.mark.parametrize("key", ["gold", "answer", "turns", "n_steps"])
+def test_damaged_predictions_are_one_clear_line(command, key):
+    command("--limit", "2")
+    path = only("*.jsonl")
+    path.write_text(path.read_text().replace(f'"{key}"', '"lost"'))
+    with pytest.raises(SystemExit, match="holds no whole predictions: KeyError"):
+        command("--rescore", str(path))
