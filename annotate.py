@@ -1,13 +1,13 @@
 """
 Where does the text come from? A teacher, a large model, writes it; what can be trusted is kept.
 
-    python annotate.py                                            a recorded teacher: no server, no key
+    python annotate.py                                            a recorded teacher: no key
     python annotate.py --dataset svamp --teacher NAME --dry-run   what asking would cost
-    python annotate.py --dataset svamp --teacher NAME             OpenAI; the key is in OPENAI_API_KEY
+    python annotate.py --dataset svamp --teacher NAME             OpenAI; key in OPENAI_API_KEY
     python annotate.py --dataset mine.jsonl --teacher NAME --base-url http://localhost:11434
 
 Reads   problem records (data.py), students/exemplars.toml
-Writes  annotations/<dataset>-<mode>.jsonl            what is kept: records whose source is the teacher
+Writes  annotations/<dataset>-<mode>.jsonl            what is kept: the records, source: teacher
         annotations/<dataset>-<mode>.rejected.jsonl   what is not, each text beside the reason
         annotations/<dataset>-<mode>.replies.jsonl    every reply as it came; the other two are made
                                                       from it, so reading it again costs nothing
@@ -39,8 +39,8 @@ from requests.adapters import HTTPAdapter, Retry
 from requests.packages.urllib3.exceptions import InvalidHeader
 
 from data import (DATASET_HELP, HERE, NUMBER, Problem, Step, calculate, clean, extract_answer,
-                  load_problems, positive, read_lines, read_toml, replace_file, run_name, same_answer,
-                  segments)
+                  load_problems, positive, read_lines, read_toml, replace_file, run_name,
+                  same_answer, segments)
 
 RECORDING = HERE / "students" / "demo-teacher.jsonl"    # a real teacher's replies about the demo
 OPENAI = "https://api.openai.com/v1"
@@ -179,8 +179,8 @@ def read_reply(reply) -> tuple[str, str]:
 # ------------------------------------------------------------ judging it
 
 WORDS = ("zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen "
-         "fifteen sixteen seventeen eighteen nineteen twenty thirty forty fifty sixty seventy eighty "
-         "ninety").split()
+         "fifteen sixteen seventeen eighteen nineteen "
+         "twenty thirty forty fifty sixty seventy eighty ninety").split()
 
 def judge(problem: Problem, reply: dict, mode: str, teacher: str) -> Problem:
     """The record that is kept of a reply, or Rejected. What is kept is clean by construction."""
@@ -382,7 +382,8 @@ def normal_url(text: str) -> str:
     >>> normal_url("localhost:8080"), normal_url("https://host/inference/")
     ('http://localhost:8080/v1', 'https://host/inference')
     """
-    url = (text if "://" in text else f"http://{text}").rstrip("/").removesuffix("/chat/completions")
+    url = text if "://" in text else f"http://{text}"
+    url = url.rstrip("/").removesuffix("/chat/completions")
     return url if urlsplit(url).path else f"{url}/v1"
 
 # ------------------------------------------------------------ the run
@@ -520,8 +521,9 @@ class Run:
                     if time.time() - shown > 1 or n == len(queue):
                         shown = time.time()
                         left = int((len(queue) - n) * (shown - start) / n)
-                        print(f"{n:6,}/{len(queue):,} problems | {self.calls:,} replies | {self.cost():.4f}"
-                              f" spent | {left // 60}:{left % 60:02d} left", flush=True)
+                        print(f"{n:6,}/{len(queue):,} problems | {self.calls:,} replies | "
+                              f"{self.cost():.4f} spent | {left // 60}:{left % 60:02d} left",
+                              flush=True)
             except KeyboardInterrupt:
                 self.stop("interrupted")
                 print("\nWaiting for the requests under way.", flush=True)
@@ -581,11 +583,11 @@ def parse_args(argv=None):
         "teacher sees the rest (gold solutions, gold subquestions, facts); cot: solutions only")
     add("--teacher", metavar="NAME", help="the model to ask, as its server calls it")
     add("--base-url", metavar="URL", help=f"an OpenAI-compatible chat server (None: {OPENAI})")
-    add("--body", type=json_object, metavar="JSON", help="merged into every request; null removes a "
-        'field: \'{"max_tokens": null, "max_completion_tokens": 2000}\'')
+    add("--body", type=json_object, metavar="JSON", help="merged into every request; null "
+        'removes a field: \'{"max_tokens": null, "max_completion_tokens": 2000}\'')
     add("--workers", type=positive, default=8, help="requests at a time")
-    add("--tries", type=positive, default=3, help="replies to a problem until one is kept: the first is "
-        f"greedy, the others are drawn at temperature {TEMPERATURE}")
+    add("--tries", type=positive, default=3, help="replies to a problem until one is kept: the "
+        f"first is greedy, the others are drawn at temperature {TEMPERATURE}")
     add("--timeout", type=float, default=300, help="seconds for one reply")
     add("--price", metavar="IN,OUT", type=prices,
         help="what a million prompt tokens and a million reply tokens cost")
