@@ -22,7 +22,9 @@ Reads   students/*.toml           the story table of the demo, the sources of th
 """
 
 import argparse
+import ast
 import base64
+import copy
 import hashlib
 import io
 import json
@@ -45,7 +47,7 @@ import requests
 import tiktoken
 
 USUAL = ("train", "valid", "test")
-DATASETS = {"demo": (*USUAL, "long"), "gsm8k": USUAL, "svamp": (*USUAL, "all"), "strategyqa": USUAL}
+DATASETS = {"demo": (*USUAL, "long"), "world": USUAL, "gsm8k": USUAL, "svamp": (*USUAL, "all"), "strategyqa": USUAL}
 DATASET_HELP = f"which problems: {', '.join(DATASETS)}, or your own FILE.jsonl"
 ROLES = ("answer", "cot", "unified", "decomposer", "solver")
 IGNORE = -100    # the target of a token that is only context: cross_entropy skips it by default
@@ -240,55 +242,40 @@ def calculate(expression: str) -> str | None:
     """
     The value of an arithmetic expression as the data writes it, or None if it is not arithmetic.
 
-    Knows + - * / ( ), decimals, percent and thousands commas, up to 200 characters. It computes
-    with exact fractions and never calls Python's `eval`.
+    Knows + - * / ( ), decimals, percent and thousands commas, up to 200 characters. Python's
+    parser reads it, but nothing is ever evaluated by Python: `value_of` computes with exact
+    fractions.
 
     >>> calculate("2*(3+4)"), calculate("5/2"), calculate("1,000*20%"), calculate("1/3")
     ('14', '2.5', '200', '0.33')
     >>> calculate("1/0"), calculate("3 4"), calculate("x+1")
     (None, None, None)
     """
-    if len(expression) > 200:
+    text = expression.translate(str.maketrans("×÷−–", "*/--", "$")).strip()
+    # Python reads neither 1,000 nor 007.
+    text = re.sub(r"(?<![0-9.])[0-9]{1,3}(,[0-9]{3})+(?![0-9])",
+                  lambda match: match[0].replace(",", ""), text)
+    text = re.sub(r"(?<![0-9.])0+(?=[0-9])", "", text)
+    text = re.sub(r"([0-9.]+) *%", r"(\1/100)", text)
+    if len(expression) > 200 or not re.fullmatch(r"([0-9+*/() -]|\.(?=[0-9]))*", text):
         return None
-    text = expression.translate(str.maketrans("×÷−–", "*/--", "$"))
-    tokens = re.findall(rf"{NUMBER}|\S", text) + ["end"]
     try:
-        value = read_chain(tokens)
-    except (ZeroDivisionError, SyntaxError, RecursionError):
+        return format_number(value_of(ast.parse(text, mode="eval").body))
+    except (SyntaxError, ZeroDivisionError):
         return None
-    return format_number(value) if tokens == ["end"] else None
 
-OPERATORS = {"+": operator.add, "-": operator.sub, "*": operator.mul, "/": operator.truediv}
+OPERATORS = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul,
+             ast.Div: operator.truediv}
 
-def read_chain(tokens, signs=("+-", "*/")) -> Fraction:
-    """
-    A parser by recursive descent. It takes what it reads from the front of the list `tokens`:
-    a chain such as 2*3+4. Its parts are chains of the signs that bind tighter, or factors.
-    """
-    if not signs:
-        return read_factor(tokens)
-    value = read_chain(tokens, signs[1:])
-    while tokens[0] in signs[0]:
-        sign = tokens.pop(0)
-        value = OPERATORS[sign](value, read_chain(tokens, signs[1:]))
-    return value
-
-def read_factor(tokens) -> Fraction:    # factor = {-} (number | "(" chain ")") {%}
-    token = tokens.pop(0)
-    if token == "-":
-        return -read_factor(tokens)
-    if token == "(":
-        value = read_chain(tokens)
-        if tokens.pop(0) != ")":
-            raise SyntaxError
-    elif re.fullmatch(NUMBER, token):
-        value = Fraction(token.replace(",", ""))
-    else:
-        raise SyntaxError
-    while tokens[0] == "%":
-        tokens.pop(0)
-        value /= 100
-    return value
+def value_of(node) -> Fraction:
+    """The value of a node of Python's syntax tree, if it is one of ours."""
+    if isinstance(node, ast.Constant):
+        return Fraction(str(node.value))
+    if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
+        return -value_of(node.operand)
+    if isinstance(node, ast.BinOp) and type(node.op) in OPERATORS:
+        return OPERATORS[type(node.op)](value_of(node.left), value_of(node.right))
+    raise SyntaxError
 
 def format_number(value: Fraction) -> str:
     """
@@ -474,9 +461,10 @@ def load_problems(dataset, split, data_dir=None, limit=None, annotations=None) -
     splits = splits_of(dataset)
     if split not in splits:
         raise SystemExit(f"{name} has no split {split!r}. There are: {', '.join(splits)}")
-    if dataset == "demo":
+    if dataset in ("demo", "world"):
         n = {"train": 20_000, "valid": 500, "test": 1_000, "long": 500}[split]
-        problems = make_demo(split, limit if limit and (split == "train" or limit < n) else n)
+        n = limit if limit and (split == "train" or limit < n) else n
+        problems = make_stories(dataset, split, n)
     elif name not in DATASETS:
         problems = load_file(dataset, split)
     else:
@@ -597,127 +585,210 @@ def load_strategyqa(split, data_dir) -> list[Problem]:
                                 "yes" if row["answer"] else "no", evidence=row["facts"]))
     return {"train": problems[:1832], "valid": problems[-229:], "test": problems}[split]
 
-# ------------------------------------------------------------ the demo: stories from a table
+# ------------------------------------------------------------ demo and world: stories from a table
 
 @cache
-def plurals(*kinds):
-    """{plural: singular} of items, boxes or gifts. The table has "pen" or "box/boxes"."""
-    words = " ".join(read_toml("stories.toml")[kind] for kind in kinds).split()
-    pairs = [word.partition("/") for word in words]
-    return {plural or singular + "s": singular for singular, _, plural in pairs}
+def story_table(dataset):
+    """The table of stories.toml, which explains it; for the world, with all of world.toml added."""
+    table, is_world = copy.deepcopy(read_toml("stories.toml")), dataset == "world"
+    more = read_toml("world.toml") if is_world else {}
+    table["columns"] |= more.get("columns", {})
+    for kind, rows in more.get("words", {}).items():
+        table["words"][kind] = table["words"].get(kind, "") + " " + rows
+    for kind, texts in more.get("numbers", {}).items():
+        table["numbers"].setdefault(kind, {}).update(texts)
+    table["distractors"] += more.get("distractors", [])
+    for event in more.get("event", []):
+        known = [old for old in table["event"] if old["name"] == event["name"]]
+        if known:    # more wordings for it
+            known[0]["say"] += event["say"]
+        else:
+            table["event"].append(event)
+    for key in ("habits", "limits"):
+        table[key] = {name: pair[is_world] for name, pair in table[key].items()}
+    for kind, columns in table["columns"].items():
+        table["columns"][kind] = columns.split()
+        rows = table["words"][kind].split()
+        table["words"][kind] = [read_word(row, columns.split()) for row in rows]
+    for event in table["event"]:
+        text = str(event)    # which kinds of words does it use?
+        event["kinds"] = [kind for kind, columns in table["columns"].items() if kind != "item"
+                          and any(f"{{{column}}}" in text for column in columns)]
+    return table
 
-def draw_numbers(rng, rule, x):
-    """The numbers of an event by its rule in the table; None if the amount x allows none."""
-    if rule == "x is even":
-        return [] if x % 2 == 0 else None
-    if rule == "a below x":
-        return [rng.randint(2, min(x - 1, 40))] if x > 3 else None
-    if rule == "a*b below x":
-        a = rng.randint(2, min(8, (x - 1) // 2)) if x >= 10 else None
-        return a and [a, rng.randint(2, (x - 1) // a)]
-    if rule.startswith("a divides x"):
-        divisors = [a for a in range(2, 11) if x % a == 0 and a < x]
-        a = rng.choice(divisors) if divisors else None
-        has_word = str(a) in read_toml("stories.toml")["fraction"]
-        return [a] if a and (has_word or not rule.endswith("in words")) else None
-    return [rng.randint(int(low), int(high)) for low, high in re.findall(r"(\d+)-(\d+)", rule)]
+def read_word(row, columns):
+    """
+    >>> read_word("box/boxes", ["item", "items"]), read_word("tea_cup", ["item", "items"])
+    ({'item': 'box', 'items': 'boxes'}, {'item': 'tea cup', 'items': 'tea cups'})
+    """
+    texts = row.replace("_", " ").split("/")
+    if len(texts) < len(columns):
+        texts.append(texts[-1] + "s")
+    return dict(zip(columns, texts, strict=True))
+
+def draw_number(rng, rule):
+    """A number by its rule in the table: "2-40", "10-90 by 10", or one of "2 5 10"."""
+    if "-" not in rule:
+        return int(rng.choice(rule.split()))
+    low, high, *by = map(int, re.findall(r"\d+", rule))
+    return rng.randrange(low, high + 1, *by)
+
+def make_up(rng):
+    """A word that does not exist, such as "zadul"."""
+    return "".join(map(rng.choice, ("bdfgklmnprstvz", "aeiou", "bdfgklmnprstvz", "aeio", "bdklmn")))
 
 class Story:
-    """A story on its way: what has been told so far, and which words are still unused."""
+    """A story on its way: what has been told so far, and which words it uses."""
 
-    def __init__(self, rng):
-        self.rng, self.table = rng, read_toml("stories.toml")
-        self.people = rng.sample(self.table["girls"].split() + self.table["boys"].split(), 6)
-        self.unused = {"boxes": rng.sample(list(plurals("boxes")), 5),
-                       "gifts": rng.sample(list(plurals("gifts")), 4)}
-        self.hero = self.people.pop()
-        self.words = {"A": self.hero, "items": rng.choice(list(plurals("items")))}
+    def __init__(self, rng, dataset):
+        self.rng, self.table = rng, story_table(dataset)
+        self.does = {habit: rng.random() < share for habit, share in self.table["habits"].items()}
         self.state, self.x = "start", 0    # x is the amount so far
-        self.numbers = {}                  # {name of an event: its numbers a and b}
+        self.numbers = {}                  # {name of an event: its numbers}
         self.sentences, self.steps = [], []
+        self.words, self.used = {}, []
+        # If A is "she", all others are boys, so that it is clear who she is.
+        self.sex, other = rng.sample(["girl", "boy"], 2)
+        others = [other] if self.does["pronouns"] else ["girl", "boy"]
+        self.people = [self.draw(rng.choice(others))["name"] for _ in range(8)]
+        self.people[0] = self.draw(self.sex)["name"]
+        self.meet()
+        self.words |= self.draw("item")
+        if self.does["adjective"]:
+            adjective = self.draw("adjective")["adjective"]
+            for column in ("item", "items"):
+                self.words[column] = f"{adjective} {self.words[column]}"
+
+    def draw(self, kind):
+        """A word of this kind that the story has not used yet."""
+        while True:
+            word = self.rng.choice(self.table["words"][kind])
+            if self.does["made_up"] and kind in ("girl", "boy", "item"):
+                text = make_up(self.rng)
+                text = text if kind == "item" else text.title()
+                word = read_word(text, self.table["columns"][kind])
+            if word not in self.used:
+                self.used.append(word)
+                return word
+
+    def meet(self):
+        """The people of the story as words."""
+        A = self.people[0]
+        pronouns = (A, f"{A}'s", A)
+        if self.does["pronouns"]:
+            pronouns = ("she", "her", "her") if self.sex == "girl" else ("he", "his", "him")
+        self.words |= dict(zip("ABCD", self.people)) | dict(zip(("he", "his", "him"), pronouns))
 
     def tell(self, n_left) -> bool:
         """Add a random event of at most `n_left` steps. False: the story is at a dead end."""
         events = [event for event in self.table["event"] if self.can_follow(event, n_left)]
-        event = self.rng.choice(events) if events else None
-        numbers = draw_numbers(self.rng, event["draw"], self.x) if event else None
-        if numbers is None:
+        event = self.rng.choice(events) if events else {"kinds": []}
+        for kind in event["kinds"]:
+            self.words |= self.draw(kind)
+        if not events or not any(self.draw_numbers(event) for _ in range(20)):
             return False
-        self.numbers[event["name"]] = numbers
-        self.words |= {"B": self.people[-1], "x": self.x} | dict(zip("ab", numbers))
-        self.words |= {kind: left[-1] for kind, left in self.unused.items()}
-        if event["draw"].endswith("in words"):
-            self.words["fraction"] = self.table["fraction"][str(numbers[0])]
-        self.sentences.append(self.fill(self.rng.choice(event["say"])))
-        if event["before"] == "start":
-            self.x = numbers[0]
+        self.sentences.append(self.fill(self.rng.choice(event["say"]), self.does["words"]))
         for step in event.get("step", []):
-            expression = step["compute"].format(**self.words)
-            self.x = int(calculate(expression))
-            result = f"<<{expression}={self.x}>>{self.x}"
-            self.words |= {"z": self.x, "e": f"{expression} = {result}",
-                           "$e": f"{expression} = ${result}"}
+            expression, result = self.compute(step)
+            calculation = f"<<{expression}={result}>>{result}"
+            self.words |= {"e": f"{expression} = {calculation}",
+                           "$e": f"{expression} = ${calculation}"}
             question = self.fill(self.rng.choice(step["ask"]))
             self.steps.append(Step(question, self.fill(step["solve"])))
-        # The next event may need one person and one thing of a kind, a distractor another person.
-        has_words = min(len(self.people), *map(len, self.unused.values())) >= 2
         self.move_on(event)
-        return 0 < self.x <= 300 and has_words
+        return True
 
     def can_follow(self, event, n_left) -> bool:
         """Every event comes once, the person changes once, and "end" brings the last step."""
         n_steps = len(event.get("step", []))
         return (event["before"] == self.state and event["name"] not in self.numbers
                 and (n_steps == n_left if event["after"] == "end" else n_steps <= n_left)
-                and (" of " not in event["after"] or self.words["A"] == self.hero))
+                and (" of " not in event["after"] or len(self.people) == 8)
+                and not (self.does["present"] and event.get("tense") == "past"))
+
+    def draw_numbers(self, event) -> bool:
+        """Draw the event's numbers. Are all that it tells and finds whole and neither 0 nor 1?"""
+        draw = event.get("draw", {})
+        numbers = {name: draw_number(self.rng, rule) for name, rule in draw.items()}
+        self.words |= numbers | {"x": self.x}
+        for name, number in numbers.items():
+            for kind, texts in self.table["numbers"].items():
+                self.words[f"{name}_{kind}"] = texts.get(str(number), "?")
+        for name, text in event.get("let", {}).items():
+            self.words[name] = calculate(text.format(**self.words))
+        found = [self.words[name] for name in event.get("let", {})]
+        for step in event.get("step", []):
+            _, result = self.compute(step)
+            found.append(result if not step.get("decimal") else self.words["up"])
+        found += [calculate(text.format(**self.words)) for text in event.get("check", [])]
+        self.numbers[event["name"]] = list(numbers.values())
+        return all(n and n.isdigit() and 2 <= int(n) <= self.table["limits"]["largest"]
+                   for n in found)
+
+    def compute(self, step):
+        """(the calculation of a step, its result). Later texts may use the result, and rounded."""
+        expression = step["compute"].format(**self.words)
+        result = calculate(expression)
+        value = float(result or 0)
+        self.words |= {"z": result, step.get("result", "z"): result,
+                       "down": str(math.floor(value)), "up": str(math.ceil(value))}
+        return expression, result
 
     def move_on(self, event):
         """Choose the person and the things with which the story goes on."""
-        after = event["after"]
-        if " of " in after:
-            B = self.people.pop()
-            self.words["A"] = B if after == "items of B" else "the two"
-        if after in self.unused:
-            self.words["items"] = self.words[after]
-        for kind, left in self.unused.items():
-            if any(f"{{{kind}}}" in text for text in event["say"]):
-                left.pop()
-        self.state = after if after in ("money", "end") else "items"
+        self.x = int(self.words["z"] if event.get("step") else self.words["a"])
+        after, _, who = event["after"].partition(" of ")
+        if who:
+            self.people.pop(0)
+            self.does["pronouns"] = False
+            if who == "both":
+                self.people[0] = "the two"
+            self.meet()
+        if after in self.table["columns"]:    # a box or a gift
+            own, other = self.table["columns"]["item"], self.table["columns"][after]
+            self.words |= {name: self.words[column] for name, column in zip(own, other)}
+            after = "items"
+        self.state = after
 
-    def fill(self, text):
-        text = text.format(**self.words)
-        return text[:1].upper() + text[1:]
+    def fill(self, text, in_words=False):
+        """A text of the table with all its choices made and all its words filled in."""
+        text = re.sub(r"\(([^()]*\|[^()]*)\)", lambda m: self.rng.choice(m[1].split("|")), text)
+        text = re.sub(r"\[(.*?)\|(.*?)\]", r"\1" if self.does["present"] else r"\2", text)
+        words = dict(self.words)
+        if in_words:    # but not in $5, 5% or 5:30
+            for name in re.findall(r"(?<!\$){([a-d])}(?!%|:| [ap]\.m)", text):
+                words[name] = self.table["numbers"]["word"].get(str(words[name]), words[name])
+        text = re.sub(r"\ba (?=[aeio])", "an ", text.format(**words))
+        return re.sub(r"(^|[.?!] )([a-z])", lambda m: m[1] + m[2].upper(), text)
 
     def finish(self) -> Problem:
         """The whole story. Half of them ask "in the end?", and some hold a useless number."""
         rng, last = self.rng, self.steps[-1]
         if rng.random() < 0.5:
             last.question = re.sub(r" (then|after that)\?$", " in the end?", last.question)
-        if rng.random() < 0.4:
-            text = rng.choice(self.table["distractors"])
-            text = text.format(A=self.hero, B=self.people[0], d=rng.randint(3, 50))
+        if self.does["distractor"]:
+            self.words["d"] = rng.randint(3, 50)
+            text = self.fill(rng.choice(self.table["distractors"]))
             self.sentences.insert(rng.randint(1, len(self.sentences)), text)
-        steps = [Step(singular(step.question), singular(step.solution)) for step in self.steps]
-        text = singular(" ".join([*self.sentences, last.question]))
-        return Problem("", text, steps, str(self.x), "demo")
+        sentences, question = self.sentences, last.question
+        condition = sentences[-1][:-1]
+        if self.does["if"] and condition.startswith((self.people[0], "She ", "He ")) \
+                and not re.search("[.?!]", condition):
+            condition = re.sub("^(She|He) ", lambda m: m[0].lower(), condition)
+            question = f"If {condition}, {question[0].lower()}{question[1:]}"
+            sentences = sentences[:-1]
+        order = [question, *sentences] if self.does["first"] else [*sentences, question]
+        return Problem("", " ".join(order), self.steps, str(self.x), "generated")
 
-def singular(text: str) -> str:
-    """
-    >>> singular("Ava had 11 pens, 1 boxes and 5-4 = <<5-4=1>>1 apples.")
-    'Ava had 11 pens, 1 box and 5-4 = <<5-4=1>>1 apple.'
-    """
-    things = plurals("items", "boxes", "gifts")
-    return re.sub(r"(?<![\d*/+-])1 ([a-z]+)", lambda m: "1 " + things.get(m[1], m[1]), text)
-
-def make_story(rng, n_steps):
+def make_story(rng, n_steps, dataset="demo"):
     """(a problem with `n_steps` steps, the key of its events and numbers), or None: a dead end."""
-    story = Story(rng)
+    story = Story(rng, dataset)
     while len(story.steps) < n_steps:
         if not story.tell(n_steps - len(story.steps)):
             return None
     return story.finish(), "; ".join(f"{name} {ab}" for name, ab in story.numbers.items())
 
-def make_demo(split, n, seed=0) -> list[Problem]:
+def make_stories(dataset, split, n, seed=0) -> list[Problem]:
     """
     `n` stories of a split, the same ones for the same seed.
 
@@ -725,15 +796,15 @@ def make_demo(split, n, seed=0) -> list[Problem]:
     not count, so a story of the test split cannot be generated for training in other words.
     """
     rng, problems, seen = random.Random(f"{split}-{seed}"), [], set()
-    lengths = (7, 8) if split == "long" else (2, 2, 2, 3, 3, 3, 4, 4, 5, 6)
+    lengths = (7, 8) if split == "long" else story_table(dataset)["limits"]["steps"]
     while len(problems) < n:
-        made = make_story(rng, rng.choice(lengths))
+        made = make_story(rng, rng.choice(lengths), dataset)
         if made is None:
             continue
         problem, key = made
         if split in ("long", split_of(key)) and key not in seen:
             seen.add(key)
-            problem.id = f"demo-{split}-{len(problems)}"
+            problem.id = f"{dataset}-{split}-{len(problems)}"
             problems.append(problem)
     return problems
 

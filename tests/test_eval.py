@@ -14,7 +14,7 @@ import torch
 from toy import PROBLEM, real, tiny_student
 
 import eval as script
-from data import Problem, Step, get_tokenizer, load_problems, make_demo, segments, tokenize
+from data import Problem, Step, get_tokenizer, load_problems, make_stories, segments, tokenize
 from infer import METHODS, Student
 
 TOKENIZER = get_tokenizer("tiny")
@@ -257,7 +257,7 @@ def perfect(problems, method, *flags):
 
 
 def test_who_knows_gold_by_heart_gets_everything_right():
-    scores = perfect(make_demo("test", 6), "socratic")
+    scores = perfect(make_stories("demo", "test", 6), "socratic")
     assert "where wrong answers broke" not in scores
     for section in ("right (strict), with one thing changed", "subquestions against gold"):
         assert all(pair == (6, 6) for pair in shares(scores[section]).values())
@@ -397,7 +397,7 @@ def test_other_flags_or_problems_other_files(command, monkeypatch):
     for flags in ([], ["--no-calculator"], ["--batch-size", "3"], ["--limit", "1"], ["--split", "long"], ["--no-diagnose"]):
         command("--limit", "2", *flags)
     assert len(list(Path("predictions").glob("*.jsonl"))) == 6
-    monkeypatch.setattr(script, "load_problems", lambda *_: [*make_demo("test", 1), PROBLEM])
+    monkeypatch.setattr(script, "load_problems", lambda *_: [*make_stories("demo", "test", 1), PROBLEM])
     command("--limit", "2")
     assert len(list(Path("predictions").glob("*.jsonl"))) == 7
 

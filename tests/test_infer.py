@@ -11,7 +11,7 @@ import torch
 from toy import PROBLEM, tiny_student
 
 import infer
-from data import Problem, Step, calculate, encode, get_tokenizer, make_demo, segments, tokenize
+from data import Problem, Step, calculate, encode, get_tokenizer, make_stories, segments, tokenize
 from gpt import GPT, GPTConfig
 from infer import Student, solve
 
@@ -111,7 +111,7 @@ def test_what_the_calculator_cannot_compute_is_left_to_the_student():
 
 @pytest.mark.parametrize("method", infer.METHODS)
 def test_a_batch_gives_what_each_problem_gives_alone(method):
-    actors, problems = students(), make_demo("valid", 9)
+    actors, problems = students(), make_stories("demo", "valid", 9)
     for actor in actors.values():
         actor.model.double()
     for temperature in (0.0, 1.0):
@@ -125,7 +125,7 @@ def test_a_batch_gives_what_each_problem_gives_alone(method):
 def test_a_dialogue_written_with_the_cache_is_the_one_written_without():
     """An oracle: the same greedy turn, every token from a fresh pass over the whole text."""
     actors = students()
-    for seed, problem in enumerate(make_demo("valid", 4)):
+    for seed, problem in enumerate(make_stories("demo", "valid", 4)):
         student = actors[("unified", "cot")[seed % 2]]
         student.model.double()
         (dialogue,) = solve([problem], actors, student.role, calculator=False)
@@ -140,7 +140,7 @@ def test_a_dialogue_written_with_the_cache_is_the_one_written_without():
 
 
 def test_drawn_dialogues_depend_on_the_seed_and_the_problem_and_not_on_the_batch():
-    actors, problems = students(scale=1.0), make_demo("valid", 6)
+    actors, problems = students(scale=1.0), make_stories("demo", "valid", 6)
     for actor in actors.values():
         actor.model.double()
     options = {"method": "cot", "temperature": 1.0}
