@@ -47,7 +47,8 @@ import requests
 import tiktoken
 
 USUAL = ("train", "valid", "test")
-DATASETS = {"demo": (*USUAL, "long"), "world": USUAL, "gsm8k": USUAL, "svamp": (*USUAL, "all"), "strategyqa": USUAL}
+DATASETS = {"demo": (*USUAL, "long"), "world": USUAL, "gsm8k": USUAL, "svamp": (*USUAL, "all"),
+            "strategyqa": USUAL}
 DATASET_HELP = f"which problems: {', '.join(DATASETS)}, or your own FILE.jsonl"
 ROLES = ("answer", "cot", "unified", "decomposer", "solver")
 IGNORE = -100    # the target of a token that is only context: cross_entropy skips it by default
@@ -452,52 +453,59 @@ def load_problems(dataset, split, data_dir=None, limit=None, annotations=None) -
     """
     The problems of one split, in a fixed order.
 
-    dataset      demo, gsm8k, svamp, strategyqa, or the path of a .jsonl file of problem records
+    dataset      a built-in one, the path of a .jsonl file of problem records, or several of them
+                 to train on: world+gsm8k
     split        train, valid or test; demo also has long (7 and 8 steps), svamp and files all
-    limit        only the first so many; demo can generate any number of training problems
+    limit        only the first so many (of each part of a mixture); demo and world can generate
+                 any number of training problems
     annotations  a file of records whose steps replace the data set's own, joined by id
     """
-    name = run_name(dataset)
-    splits = splits_of(dataset)
+    name, splits, problems = run_name(dataset), splits_of(dataset), []
     if split not in splits:
         raise SystemExit(f"{name} has no split {split!r}. There are: {', '.join(splits)}")
-    if dataset in ("demo", "world"):
-        n = {"train": 20_000, "valid": 500, "test": 1_000, "long": 500}[split]
-        n = limit if limit and (split == "train" or limit < n) else n
-        problems = make_stories(dataset, split, n)
-    elif name not in DATASETS:
-        problems = load_file(dataset, split)
-    else:
-        load = {"gsm8k": load_gsm8k, "svamp": load_svamp, "strategyqa": load_strategyqa}[dataset]
-        problems = load(split, data_dir)
-    problems = problems[:limit]
+    for part in dataset.split("+"):
+        problems += load_split(part, split, data_dir, limit)
     if annotations:
         by_id = {record.id: record for record in read_records(annotations)}
         n_asked = len(problems)
         problems = [replace(p, steps=by_id[p.id].steps, source=by_id[p.id].source)
-                    for p in problems if p.id in by_id]
+                    if p.id in by_id else p for p in problems if p.id in by_id or "+" in dataset]
         print(f"{annotations}: {len(by_id)} annotations, {len(problems)} match the "
               f"{n_asked} problems of {name}/{split}", file=sys.stderr)
     return problems
+
+def load_split(dataset, split, data_dir, limit):
+    """The same for one data set alone."""
+    if dataset in ("demo", "world"):
+        n = {"train": 20_000, "valid": 500, "test": 1_000, "long": 500}[split]
+        n = limit if limit and (split == "train" or limit < n) else n
+        return make_stories(dataset, split, n)
+    load = {"gsm8k": load_gsm8k, "svamp": load_svamp, "strategyqa": load_strategyqa}.get(dataset)
+    problems = load(split, data_dir) if load else load_file(dataset, split)
+    return problems[:limit]
 
 def run_name(dataset: str) -> str:
     """
     What a data set is called in the names of runs and files. SystemExit if it is unknown.
 
-    >>> run_name("gsm8k"), run_name("my/pens.jsonl")
-    ('gsm8k', 'pens')
+    >>> run_name("gsm8k"), run_name("my/pens.jsonl"), run_name("world+my/pens.jsonl")
+    ('gsm8k', 'pens', 'world+pens')
     """
-    is_file = dataset.endswith(".jsonl")
-    name = Path(dataset).stem if is_file else dataset
-    if is_file and name in DATASETS:
-        raise SystemExit(f"{dataset}: {name} is the name of a built-in data set. Rename the file.")
-    if not is_file and name not in DATASETS:
-        raise SystemExit(f"Unknown data set {name!r}. There are: {', '.join(DATASETS)}, "
-                         "and the path of a file that ends in .jsonl")
-    return name
+    names = []
+    for part in dataset.split("+"):
+        is_file = part.endswith(".jsonl")
+        name = Path(part).stem if is_file else part
+        if is_file and name in DATASETS:
+            raise SystemExit(f"{part}: {name} is the name of a built-in data set. Rename the file.")
+        if not is_file and name not in DATASETS:
+            raise SystemExit(f"Unknown data set {name!r}. There are: {', '.join(DATASETS)}, the "
+                             "path of a file that ends in .jsonl, and several joined by +")
+        names.append(name)
+    return "+".join(names)
 
 def splits_of(dataset) -> tuple:
-    return DATASETS.get(dataset, (*USUAL, "all"))
+    """The splits that a data set has. A mixture is there to be trained on."""
+    return ("train", "valid") if "+" in dataset else DATASETS.get(dataset, (*USUAL, "all"))
 
 def split_of(text: str) -> str:
     """The split of a text by its sha256: 1 of 10 is test, 1 of 10 valid, the rest train."""

@@ -504,3 +504,28 @@ def test_the_real_problems_are_read_whole():
     strategyqa = load_problems("strategyqa", "train", REAL)
     assert {p.answer for p in strategyqa} == {"yes", "no"}
     assert not any("#" in step.question for p in strategyqa[:200] for step in p.steps)
+
+
+def test_a_mixture_holds_the_training_problems_of_each_part(tmp_path):
+    own = tmp_path / "mine.jsonl"
+    own.write_text("".join(Problem(f"own-{i}", f"What is {i}+1?", [Step("How much is it?", "It is 2.")], "2").to_json() + "\n"
+                           for i in range(30)), encoding="utf-8")
+    problems = load_problems(f"demo+{own}", "train", limit=20)
+    assert problems == load_problems("demo", "train", limit=20) + load_problems(str(own), "train", limit=20)
+    assert len(load_problems(f"demo+{own}", "valid", limit=3)) > 3
+    with pytest.raises(SystemExit, match="no split 'test'"):
+        load_problems(f"demo+{own}", "test")
+    with pytest.raises(SystemExit, match="Unknown data set 'dem'"):
+        load_problems(f"dem+{own}", "train")
+
+
+def test_annotations_of_one_part_of_a_mixture_leave_the_other_part_as_it_is(tmp_path):
+    own, notes = tmp_path / "mine.jsonl", tmp_path / "notes.jsonl"
+    own.write_text(Problem("own-2", "What is 2+1?", [], "3").to_json() + "\n", encoding="utf-8")
+    notes.write_text(Problem("own-2", "", [Step("How much?", "3")], "3").to_json().replace('"problem": ""', '"problem": "x"') + "\n",
+                     encoding="utf-8")
+    split = data.split_of("What is 2+1?")
+    problems = load_problems(f"demo+{own}", split if split != "test" else "train", limit=4, annotations=notes)
+    assert problems[:4] == load_problems("demo", split if split != "test" else "train", limit=4)
+    if split != "test":
+        assert problems[4].steps == [Step("How much?", "3")] and problems[4].problem == "What is 2+1?"
