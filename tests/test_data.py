@@ -520,12 +520,9 @@ def test_a_mixture_holds_the_training_problems_of_each_part(tmp_path):
 
 
 def test_annotations_of_one_part_of_a_mixture_leave_the_other_part_as_it_is(tmp_path):
+    text = next(text for i in range(99) if data.split_of(text := f"What is {i}+1?") == "train")
     own, notes = tmp_path / "mine.jsonl", tmp_path / "notes.jsonl"
-    own.write_text(Problem("own-2", "What is 2+1?", [], "3").to_json() + "\n", encoding="utf-8")
-    notes.write_text(Problem("own-2", "", [Step("How much?", "3")], "3").to_json().replace('"problem": ""', '"problem": "x"') + "\n",
-                     encoding="utf-8")
-    split = data.split_of("What is 2+1?")
-    problems = load_problems(f"demo+{own}", split if split != "test" else "train", limit=4, annotations=notes)
-    assert problems[:4] == load_problems("demo", split if split != "test" else "train", limit=4)
-    if split != "test":
-        assert problems[4].steps == [Step("How much?", "3")] and problems[4].problem == "What is 2+1?"
+    own.write_text(Problem("own", text, [], "3").to_json() + "\n", encoding="utf-8")
+    notes.write_text(Problem("own", text, [Step("How much?", "3")], "3").to_json() + "\n", encoding="utf-8")
+    *others, mine = load_problems(f"demo+{own}", "train", limit=4, annotations=notes)
+    assert others == load_problems("demo", "train", limit=4) and mine.steps == [Step("How much?", "3")]
