@@ -766,7 +766,8 @@ class Story:
         if in_words:    # but not in $5, 5% or 5:30
             for name in re.findall(r"(?<!\$){([a-d])}(?!%|:| [ap]\.m)", text):
                 words[name] = self.table["numbers"]["word"].get(str(words[name]), words[name])
-        text = re.sub(r"\ba (?=[aeio])", "an ", text.format(**words))
+        text = re.sub(r" +(?=[ ?.,])", "", text.format(**words))
+        text = re.sub(r"\ba (?=[aeio])", "an ", text)
         return re.sub(r"(^|[.?!] )([a-z])", lambda m: m[1] + m[2].upper(), text)
 
     def finish(self) -> Problem:
@@ -774,18 +775,18 @@ class Story:
         rng, last = self.rng, self.steps[-1]
         if rng.random() < 0.5:
             last.question = re.sub(r" (then|after that)\?$", " in the end?", last.question)
+        sentences, question = self.sentences, last.question
+        condition = sentences[-1][:-1]
+        if self.does["if"] and re.fullmatch(rf"({self.people[0]}|She|He) [^.?!]*", condition):
+            condition = re.sub("^(She|He) ", lambda match: match[0].lower(), condition)
+            question = f"If {condition}, {question[0].lower()}{question[1:]}"
+            sentences = sentences[:-1]
         if self.does["distractor"]:
             self.words["d"] = rng.randint(3, 50)
             text = self.fill(rng.choice(self.table["distractors"]))
-            self.sentences.insert(rng.randint(1, len(self.sentences)), text)
-        sentences, question = self.sentences, last.question
-        condition = sentences[-1][:-1]
-        if self.does["if"] and condition.startswith((self.people[0], "She ", "He ")) \
-                and not re.search("[.?!]", condition):
-            condition = re.sub("^(She|He) ", lambda m: m[0].lower(), condition)
-            question = f"If {condition}, {question[0].lower()}{question[1:]}"
-            sentences = sentences[:-1]
-        order = [question, *sentences] if self.does["first"] else [*sentences, question]
+            sentences.insert(rng.randint(min(1, len(sentences)), len(sentences)), text)
+        is_first = self.does["first"] and not question.startswith("If ")
+        order = [question, *sentences] if is_first else [*sentences, question]
         return Problem("", " ".join(order), self.steps, str(self.x), "generated")
 
 def make_story(rng, n_steps, dataset="demo"):

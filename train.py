@@ -32,9 +32,9 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 
-from data import (DATASET_HELP, IGNORE, ROLES, can_learn, encode, load_problems, positive,
+from data import (DATASET_HELP, IGNORE, ROLES, Segment, can_learn, encode, load_problems, positive,
                   replace_file, run_name, segments, show)
-from gpt import GPT, SIZES, pick_device
+from gpt import FROM_SCRATCH, GPT, SIZES, pick_device
 
 WARMUP = 0.05          # the share of the steps in which the learning rate rises to its peak
 WEIGHT_DECAY = 0.01    # of matrices and embeddings
@@ -49,10 +49,15 @@ LOCAL_RANK = int(os.environ.get("LOCAL_RANK", 0))
 
 # ------------------------------------------------------------ batches
 
-def make_examples(problems, role, tokenizer, n_positions):
+def make_examples(problems, role, tokenizer, n_positions, learn_all=False):
     """[(ids, targets)] of the problems that teach this role and fit the model; counts the rest."""
     teaching = [problem for problem in problems if can_learn(problem, role)]
-    encoded = [encode(segments(problem, role), tokenizer) for problem in teaching]
+    encoded = []
+    for problem in teaching:
+        parts = segments(problem, role)
+        if learn_all:
+            parts = [Segment(part.text, True) for part in parts]
+        encoded.append(encode(parts, tokenizer))
     # An example that is too long is dropped: cutting it would cut its answer off.
     examples = [example for example in encoded if length(example) <= n_positions]
     if len(examples) < len(problems):
@@ -88,7 +93,7 @@ def all_steps(examples, args):
     n_batches = args.accumulate * WORLD
     for epoch in itertools.count():
         order = batches(examples, args.batch_tokens, random.Random(f"{args.seed}-{epoch}"))
-        if args.model == "tiny" and epoch == 0:
+        if args.model in FROM_SCRATCH and epoch == 0:
             # The shortest sixth of the dialogues comes first: heads that copy form sooner where
             # there is less to look through.
             limit = sorted(map(length, examples))[len(examples) // 6]
@@ -250,16 +255,16 @@ def prepare(args):
         f"dialogues\n{n_tokens:,} tokens ({count_learned(examples) / n_tokens:.0%} learned, "
         f"{1 - n_tokens / n_padded:.1%} padding), {args.steps:,} steps\n"
         f"{device}, {str(dtype).removeprefix('torch.')}, processes: {WORLD}")
-    return Trainer(model, args.model == "tiny", device, dtype), examples, valid_batches
+    return Trainer(model, args.model in FROM_SCRATCH, device, dtype), examples, valid_batches
 
 def load(args):
     """(model, training examples, valid examples). Shows the first dialogue."""
     torch.manual_seed(args.seed)
-    model = (GPT(SIZES["tiny"], {"tokenizer": "tiny"}) if args.model == "tiny" else
+    model = (GPT(SIZES[args.model], {"tokenizer": "tiny"}) if args.model in FROM_SCRATCH else
              GPT.from_pretrained(args.model))
     encoding = (args.role, model.get_tokenizer(), model.config.n_positions)
     problems = load_problems(args.dataset, "train", args.data_dir, args.limit, args.annotations)
-    examples = make_examples(problems, *encoding)
+    examples = make_examples(problems, *encoding, args.learn_all)
     # Annotations may cover the training split alone; then the valid split's own steps count.
     valid = make_examples(load_problems(args.dataset, "valid", args.data_dir, 512,
                                         args.annotations), *encoding)
@@ -327,12 +332,15 @@ def parse_args(argv=None):
     add("--data-dir", help="folder of the data sets (None: SOCRATIC_DATA, or data/)")
     add("--annotations", help="a teacher's annotations (JSONL), joined to the problems by id")
     add("--limit", type=positive, help="only the first so many problems (None: all; demo: 20,000)")
-    add("--model", default="tiny", help="tiny (from scratch), a released gpt2..., or a folder")
+    add("--model", default="tiny",
+        help="tiny or mini (from scratch), a released gpt2..., or a folder")
     add("--out", help="folder of the student (None: runs/<dataset>-<model>-<role>)")
     add("--resume", action="store_true", help="go on where the same command was interrupted")
     add("--epochs", type=positive, help="passes over the problems (None: 10; demo: --steps)")
     add("--steps", type=positive, help="optimizer steps, instead of --epochs (demo: 1,800)")
     add("--batch-tokens", type=positive, help="tokens of a micro-batch (None: 2,048; gpt2: 4,096)")
+    add("--learn-all", action="store_true",
+        help="learn to write the context too, the problem above all: more language from scratch")
     add("--accumulate", type=positive, default=1, help="micro-batches of a step, on every process")
     add("--lr", type=float, help="peak learning rate (None: 4e-3 from scratch, else 1e-4)")
     add("--seed", type=int, default=0, help="of the initial weights and the order of the batches")
@@ -340,7 +348,7 @@ def parse_args(argv=None):
     add("--dtype", default="auto", choices=("auto", "fp32", "bf16", "fp16"),
         help="of the matrix products (auto: on CUDA bf16 or fp16, else fp32); weights stay fp32")
     args = parser.parse_args(argv)
-    from_scratch = args.model == "tiny"
+    from_scratch = args.model in FROM_SCRATCH
     name = f"{run_name(args.dataset)}-{Path(args.model).name}-{args.role}"
     args.out = str(Path(args.out or f"runs/{name}").expanduser())
     args.lr = args.lr or (4e-3 if from_scratch else 1e-4)
