@@ -593,6 +593,119 @@ def load_strategyqa(split, data_dir) -> list[Problem]:
                                 "yes" if row["answer"] else "no", evidence=row["facts"]))
     return {"train": problems[:1832], "valid": problems[-229:], "test": problems}[split]
 
+# ------------------------------------------------------------ the same story with other numbers
+
+# A number that may not change: part of a fraction, a time, a percentage or an ordinal
+FIXED = rf"[/:]\s?(?:{NUMBER})|(?:{NUMBER})(?=\s?[/:%]| ?percent| ?[ap]\.?m\b|st\b|nd\b|rd\b|th\b)"
+CALCULATION = re.compile(r"<<([^<>=]*)=([^<>=]*)>>")
+
+def renumber(problem: Problem, rng) -> Problem | None:
+    """
+    The same story with other numbers, or None where that cannot be done safely (or where it is a
+    story of demo or world, whose numbers decide its split).
+
+    The numbers of the problem that its calculator annotations use are drawn anew, the annotations
+    are computed again in their order, and the new numbers are written wherever the old ones stood.
+
+    >>> story = Problem("", "Ava had 8 pens and lost 3.", [Step("", "8-3 = <<8-3=5>>5.")], "5")
+    >>> other = renumber(story, random.Random(1)); other.problem, other.steps[0].solution
+    ('Ava had 5 pens and lost 2.', '5-2 = <<5-2=3>>3.')
+    """
+    if problem.source == "generated":
+        return None
+    solutions = " ".join(step.solution for step in problem.steps)
+    others = [problem.problem, *(step.question for step in problem.steps)]
+    calculations = CALCULATION.findall(solutions)
+    given, known, constants = set(find_values(problem.problem)), set(), set()
+    for expression, result in calculations:
+        operands, value = set(find_values(expression)), calculate(result)
+        # A value that is both given and computed might stand for either.
+        if given & known & (operands | {value}) or not is_exact(expression, result):
+            return None
+        constants |= operands - given - known
+        known.add(value)
+    plain = CALCULATION.sub("~", solutions)    # a number after = and without ~ was not computed
+    unknown = set(find_values(" ".join([*others, plain]))) - given - known - constants
+    if unknown or problem.answer not in known or re.search(rf"=\s*\$?(?:{NUMBER})", plain):
+        return None
+    used = {value for expression, _ in calculations for value in find_values(expression)}
+    free = sorted((given & used) - fixed_values(others, plain, used), key=Fraction)
+    fixed = {value: value for value in (given | constants) - set(free)}
+    for _ in range(20):
+        drawn = [draw_value(value, rng) for value in free]
+        new = recompute(calculations, fixed | dict(zip(free, drawn)))
+        # Different numbers stay different, and the smaller one stays the smaller.
+        if drawn != free and drawn == sorted(drawn, key=Fraction) \
+                and new and len(set(new.values())) == len(new):
+            return rewrite(problem, new)
+    return None
+
+def find_values(text: str) -> list[str]:
+    """The values of all numbers in a text, as `calculate` prints them: 1,200.50 is 1200.5."""
+    return [calculate(number) for number in re.findall(NUMBER, text)]
+
+def is_exact(expression: str, result: str) -> bool:
+    return calculate(f"({expression})-({result})") == "0"
+
+def fixed_values(texts: list[str], solutions: str, used: set[str]) -> set[str]:
+    """The values that keep their place: they are more than a number, or stand there as a word."""
+    fixed = {"0", "1", *map(str, range(1900, 2100))}
+    found = [match for text in texts for match in re.findall(FIXED, text)]
+    found += re.findall(rf"(?:{NUMBER})\s?%", solutions)
+    words = read_toml("numbers.toml")["words"]
+    for word in re.findall("[a-z]+", " ".join([*texts, solutions]).lower()):
+        fixed |= set(map(str, words.get(word, [])))
+    for value in find_values(texts[0]):    # 20 stays where 0.2, 1.2, 0.8 or 80 is used
+        forms = {calculate(f"{form}{value}%") for form in ("", "1+", "1-")}
+        if used & (forms | {calculate(f"100-{value}")}):
+            found.append(value)
+    return fixed | set(find_values(" ".join(found)))
+
+def draw_value(value: str, rng) -> str:
+    """A number between half and one and a half of this one, as round and with as many decimals."""
+    n_decimals = len(value.partition(".")[2])
+    old = int(value.replace(".", ""))
+    step = 10 ** max(0, len(str(old)) - 2)
+    while old % step or (n_decimals and step > 1):
+        step //= 10
+    low = max(1 if n_decimals else 2, old // 2)
+    drawn = rng.randint(-(-low // step), max(low, old * 3 // 2) // step) * step
+    return calculate(f"{drawn}/{10**n_decimals}")
+
+def recompute(calculations, new: dict[str, str]) -> dict[str, str] | None:
+    """{old: new value}, with the results too. None: one is not like the old, or has two values."""
+    new = dict(new)
+    for expression, result in calculations:
+        text = replace_numbers(expression, new)
+        value, old = calculate(text), calculate(result)
+        if value is None or not is_exact(text, value) or Fraction(value) >= 1_000_000:
+            return None
+        if ("." in value) > ("." in old) or (Fraction(value) > 0) != (Fraction(old) > 0):
+            return None
+        if new.setdefault(old, value) != value:
+            return None
+    return new
+
+def rewrite(problem: Problem, new: dict[str, str]) -> Problem:
+    steps = [Step(*(replace_numbers(text, new) for text in (step.question, step.solution)))
+             for step in problem.steps]
+    return replace(problem, problem=replace_numbers(problem.problem, new), steps=steps,
+                   answer=new[problem.answer])
+
+def replace_numbers(text: str, new: dict[str, str]) -> str:
+    """A text with its numbers replaced; 1,200 keeps its comma and 2.50 its two decimals."""
+    def write(match):
+        old = match[0]
+        value = new.get(calculate(old))
+        if value is None:
+            return old
+        whole, _, decimals = value.partition(".")
+        if "," in old or len(whole) > 4 and "," in text:
+            whole = f"{int(whole):,}"
+        decimals = decimals.ljust(len(old.partition(".")[2]), "0")
+        return f"{whole}.{decimals}" if decimals else whole
+    return re.sub(NUMBER, write, text)
+
 # ------------------------------------------------------------ demo and world: stories from a table
 
 @cache

@@ -33,7 +33,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 
 from data import (DATASET_HELP, IGNORE, ROLES, Segment, can_learn, encode, load_problems, positive,
-                  replace_file, run_name, segments, show)
+                  renumber, replace_file, run_name, segments, show)
 from gpt import FROM_SCRATCH, GPT, SIZES, pick_device
 
 WARMUP = 0.05          # the share of the steps in which the learning rate rises to its peak
@@ -50,20 +50,21 @@ LOCAL_RANK = int(os.environ.get("LOCAL_RANK", 0))
 # ------------------------------------------------------------ batches
 
 def make_examples(problems, role, tokenizer, n_positions, learn_all=False):
-    """[(ids, targets)] of the problems that teach this role and fit the model; counts the rest."""
-    teaching = [problem for problem in problems if can_learn(problem, role)]
-    encoded = []
-    for problem in teaching:
-        parts = segments(problem, role)
-        if learn_all:
-            parts = [Segment(part.text, True) for part in parts]
-        encoded.append(encode(parts, tokenizer))
+    """[(ids, targets)] of the problems that teach this role and fit the model."""
+    examples = []
+    for problem in problems:
+        if can_learn(problem, role):
+            parts = segments(problem, role)
+            if learn_all:
+                parts = [Segment(part.text, True) for part in parts]
+            examples.append(encode(parts, tokenizer))
     # An example that is too long is dropped: cutting it would cut its answer off.
-    examples = [example for example in encoded if length(example) <= n_positions]
-    if len(examples) < len(problems):
-        say(f"left out: {len(problems) - len(teaching):,} problems that lack what a {role} learns, "
-            f"{len(encoded) - len(examples):,} that are too long")
-    return examples
+    return [example for example in examples if length(example) <= n_positions]
+
+def with_other_numbers(problems, seed, epoch):
+    """The problems as one epoch tells them: renumbered where that is safe."""
+    rngs = [random.Random(f"{seed}-{epoch}-{problem.id}") for problem in problems]
+    return [renumber(problem, rng) or problem for problem, rng in zip(problems, rngs)]
 
 def length(example):
     return len(example[0])
@@ -88,10 +89,14 @@ def batches(examples, n_tokens, rng):
     rng.shuffle(lists)
     return lists
 
-def all_steps(examples, args):
-    """Yield the batches of one optimizer step after another, endlessly, and always the same."""
+def all_steps(get_examples, args):
+    """
+    Yield the batches of one optimizer step after another, endlessly, and always the same.
+    `get_examples(epoch)` gives the examples of an epoch.
+    """
     n_batches = args.accumulate * WORLD
     for epoch in itertools.count():
+        examples = get_examples(epoch)
         order = batches(examples, args.batch_tokens, random.Random(f"{args.seed}-{epoch}"))
         if args.model in FROM_SCRATCH and epoch == 0:
             # The shortest sixth of the dialogues comes first: heads that copy form sooner where
@@ -230,7 +235,7 @@ def say(text):
         print(text, flush=True)
 
 def prepare(args):
-    """(trainer, training examples, batches of the valid split). Sets args.steps."""
+    """(trainer, the examples of an epoch as a function, valid batches). Sets args.steps."""
     device, dtype = pick_device(args.device, args.dtype)
     if WORLD > 1:
         if device.type == "cuda":
@@ -240,9 +245,16 @@ def prepare(args):
     # The first process of each machine downloads; the others wait, and find the files there.
     if LOCAL_RANK > 0:
         dist.barrier()
-    model, examples, valid = load(args)
+    model, problems, examples, valid = load(args)
     if LOCAL_RANK == 0 and WORLD > 1:
         dist.barrier()
+
+    def get_examples(epoch):
+        if not args.renumber:
+            return examples
+        told = with_other_numbers(problems, args.seed, epoch)
+        return make_examples(told, *encoding_of(model, args), args.learn_all)
+
     # Neither is a flag of the user's, but a training must go on with the same.
     args.dtype = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}[dtype]
     args.examples_sha256 = hashlib.sha256(repr(examples).encode()).hexdigest()[:16]
@@ -255,25 +267,33 @@ def prepare(args):
         f"dialogues\n{n_tokens:,} tokens ({count_learned(examples) / n_tokens:.0%} learned, "
         f"{1 - n_tokens / n_padded:.1%} padding), {args.steps:,} steps\n"
         f"{device}, {str(dtype).removeprefix('torch.')}, processes: {WORLD}")
-    return Trainer(model, args.model in FROM_SCRATCH, device, dtype), examples, valid_batches
+    trainer = Trainer(model, args.model in FROM_SCRATCH, device, dtype)
+    return trainer, get_examples, valid_batches
+
+def encoding_of(model, args):
+    return args.role, model.get_tokenizer(), model.config.n_positions
 
 def load(args):
-    """(model, training examples, valid examples). Shows the first dialogue."""
+    """(model, training problems, their examples, valid examples). Shows the first dialogue."""
     torch.manual_seed(args.seed)
     model = (GPT(SIZES[args.model], {"tokenizer": "tiny"}) if args.model in FROM_SCRATCH else
              GPT.from_pretrained(args.model))
-    encoding = (args.role, model.get_tokenizer(), model.config.n_positions)
+    encoding = encoding_of(model, args)
     problems = load_problems(args.dataset, "train", args.data_dir, args.limit, args.annotations)
-    examples = make_examples(problems, *encoding, args.learn_all)
     # Annotations may cover the training split alone; then the valid split's own steps count.
-    valid = make_examples(load_problems(args.dataset, "valid", args.data_dir, 512,
-                                        args.annotations), *encoding)
-    if args.annotations and not valid:
-        valid = make_examples(load_problems(args.dataset, "valid", args.data_dir, 512), *encoding)
+    valid = []
+    for annotations in [args.annotations, None]:
+        held_out = load_problems(args.dataset, "valid", args.data_dir, 512, annotations)
+        valid = valid or make_examples(held_out, *encoding)
     if not valid:
         say("No valid problem teaches this role: every 20th training problem is held out instead.")
-        valid = examples[::20]
-        del examples[::20]
+        valid = make_examples(problems[::20], *encoding)
+        del problems[::20]
+    examples = make_examples(problems, *encoding, args.learn_all)
+    n_lacking = sum(not can_learn(problem, args.role) for problem in problems)
+    if len(examples) < len(problems):
+        say(f"left out: {n_lacking:,} problems that lack what a {args.role} learns, "
+            f"{len(problems) - n_lacking - len(examples):,} that are too long")
     if not examples:
         raise SystemExit(
             f"Too few problems of {args.dataset} hold what a {args.role} learns to write.\n"
@@ -282,7 +302,7 @@ def load(args):
     first = next(problem for problem in problems if can_learn(problem, args.role))
     text = show(segments(first, args.role), color=sys.stdout.isatty())
     say(f"The first dialogue; what the {args.role} learns to write is marked:\n\n{text}\n")
-    return model, examples, valid
+    return model, problems, examples, valid
 
 def save(out, trainer, args, log, best):
     """Write log.jsonl, and all that --resume needs. A kill cannot tear files that are replaced."""
@@ -339,6 +359,9 @@ def parse_args(argv=None):
     add("--epochs", type=positive, help="passes over the problems (None: 10; demo: --steps)")
     add("--steps", type=positive, help="optimizer steps, instead of --epochs (demo: 1,800)")
     add("--batch-tokens", type=positive, help="tokens of a micro-batch (None: 2,048; gpt2: 4,096)")
+    add("--renumber", action=argparse.BooleanOptionalAction,
+        help="tell each epoch's stories with other numbers, but not those that are generated "
+        "(None: on if --model is tiny or mini)")
     add("--learn-all", action="store_true",
         help="learn to write the context too, the problem above all: more language from scratch")
     add("--accumulate", type=positive, default=1, help="micro-batches of a step, on every process")
@@ -351,6 +374,8 @@ def parse_args(argv=None):
     from_scratch = args.model in FROM_SCRATCH
     name = f"{run_name(args.dataset)}-{Path(args.model).name}-{args.role}"
     args.out = str(Path(args.out or f"runs/{name}").expanduser())
+    is_generated = set(args.dataset.split("+")) <= {"demo", "world"}
+    args.renumber = not is_generated and (from_scratch if args.renumber is None else args.renumber)
     args.lr = args.lr or (4e-3 if from_scratch else 1e-4)
     args.batch_tokens = args.batch_tokens or (2048 if from_scratch else 4096)
     if not args.steps and not args.epochs:
@@ -363,13 +388,13 @@ def main(args):
     if (out / "log.jsonl").exists() and not args.resume:
         raise SystemExit(f"{out} holds a run already. To go on with it, add: --resume\n"
                          "To begin anew, delete that folder or name another: --out FOLDER")
-    trainer, examples, valid_batches = prepare(args)
+    trainer, get_examples, valid_batches = prepare(args)
     log, best = resume(out / "resume.pt", trainer, args) if args.resume else ([], (math.inf, 0))
     n_done, n_steps = log[-1]["step"] if log else 0, args.steps
     say(f"-> {out}, " + (f"going on after step {n_done}" if log else "from the beginning"))
 
     start, seconds, n_tokens = time.time(), 0, 0
-    remaining = itertools.islice(all_steps(examples, args), n_done, n_steps)
+    remaining = itertools.islice(all_steps(get_examples, args), n_done, n_steps)
     for step, step_batches in enumerate(remaining, n_done + 1):
         lr = learning_rate(step - 1, n_steps, args.lr)
         began = time.time()

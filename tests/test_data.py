@@ -526,3 +526,71 @@ def test_annotations_of_one_part_of_a_mixture_leave_the_other_part_as_it_is(tmp_
     notes.write_text(Problem("own", text, [Step("How much?", "3")], "3").to_json() + "\n", encoding="utf-8")
     *others, mine = load_problems(f"demo+{own}", "train", limit=4, annotations=notes)
     assert others == load_problems("demo", "train", limit=4) and mine.steps == [Step("How much?", "3")]
+
+
+# ---------------------------------------------------------------- the same story with other numbers
+
+def story(text, *solutions, answer="8", questions=()):
+    questions = questions or ["How many?"] * len(solutions)
+    return Problem("a", text, [Step(*pair) for pair in zip(questions, solutions)], answer)
+
+
+PENS = story("Ava has 1,200 pens at $2.50 each. She sells 40 of them for $4 each. What is left?",
+             "She sells 1,200-40 = <<1200-40=1160>>1,160 pens less.", "That is 1160*4 = $<<1160*4=4640>>4,640.",
+             answer="4640", questions=["How many are left after 40?", "What are the 1,160 worth?"])
+
+
+def test_the_new_numbers_stand_wherever_the_old_ones_stood():
+    new = data.renumber(PENS, random.Random(1))
+    assert new == story("Ava has 1,800 pens at $2.50 each. She sells 56 of them for $3 each. What is left?",
+                        "She sells 1,800-56 = <<1800-56=1744>>1,744 pens less.", "That is 1744*3 = $<<1744*3=5232>>5,232.",
+                        answer="5232", questions=["How many are left after 56?", "What are the 1,744 worth?"])
+    assert new == data.renumber(PENS, random.Random(1)) and new != data.renumber(PENS, random.Random(2))
+
+
+@pytest.mark.parametrize("text, solution, answer, stays", [
+    ("Of 40 pens 20% are red. How many?", "40*20/100 = <<40*20/100=8>>8", "8", "20%"),
+    ("Of 40 pens 1/5 are red. How many?", "40/5 = <<40/5=8>>8", "8", "1/5"),
+    ("He works 8 hours from 3:30, 9 p.m. at the latest, for $10.", "8*10 = <<8*10=80>>80", "80", "3:30, 9 p.m."),
+    ("The 8th of 16 children gets 8 pens.", "8*16 = <<8*16=128>>128", "128", "8th"),
+    ("In 2012 he had 12 pens more than 30.", "2012-12 = <<2012-12=2000>>2000", "2000", "2012"),
+    ("Two of the 2 boxes hold 30 pens.", "2*30 = <<2*30=60>>60", "60", "2 boxes"),
+    ("In a week he eats 7 of 90 pens.", "90-7 = <<90-7=83>>83", "83", "7 of"),
+    ("The price of $50 falls by 20 percent of it.", "50*0.8 = <<50*0.8=40>>40", "40", "20 percent"),
+    ("A discount of 20 on 50 pens.", "50*0.8 = <<50*0.8=40>>40", "40", "20 on"),
+])
+def test_some_numbers_stay(text, solution, answer, stays):
+    new = [data.renumber(story(text, solution, answer=answer), random.Random(seed)) for seed in range(9)]
+    assert all(problem is None or stays in problem.problem for problem in new)
+
+
+@pytest.mark.parametrize("problem", [
+    story("He has 5 pens and 5 more.", "5+5 = <<5+5=10>>10", "10-5 = <<10-5=5>>5", "5*8 = <<5*8=40>>40", answer="40"),
+    story("He has 5 pens and 3 more.", "Of the 17, 5+3 = <<5+3=8>>8"),
+    story("He has 5 pens and 3 more.", "5+3 = <<5+3=8>>8", answer="9"),
+    story("He has 5 pens and 3 more.", "5+3 = <<5+3=8>>8", "So it is 8+7 = 15.", answer="8"),
+    story("He has 5 pens and 3 more.", "5+3 = <<5+3=9>>9", answer="9"),
+    story("He has 10 pens for 3.", "10/3 = <<10/3=3.33>>3.33", answer="3.33"),
+    story("He has five pens and three more.", "5+3 = <<5+3=8>>8"),
+    story("He has 5 pens.", "All of them."),
+    make_stories("demo", "train", 1)[0],
+], ids=["a result is a given number", "unknown number", "unknown answer", "not annotated", "false", "rounded", "words only",
+        "no calculation", "demo"])
+def test_what_is_doubtful_is_not_renumbered(problem):
+    assert all(data.renumber(problem, random.Random(seed)) is None for seed in range(20))
+
+
+@real
+def test_half_of_gsm8k_can_be_told_with_other_numbers_and_all_of_it_is_true():
+    problems = load_problems("gsm8k", "train", REAL)
+    new = [data.renumber(problem, random.Random(f"0-0-{problem.id}")) for problem in problems]
+    assert len(problems) == 6961 and 3300 < sum(problem is not None for problem in new) < 4000
+    for old, problem in zip(problems, new):
+        if problem is None:
+            continue
+        assert problem.id == old.id and Problem.from_json(problem.to_json()) == problem and problem != old
+        text = " ".join(step.solution for step in problem.steps)
+        results = [calculate(result) for _, result in data.CALCULATION.findall(text)]
+        assert all(calculate(f"{a}-({b})") == "0" for a, b in data.CALCULATION.findall(text))
+        assert problem.answer in results and Fraction(problem.answer) < 1_000_000
+        assert re.sub(data.NUMBER, "#", problem.problem) == re.sub(data.NUMBER, "#", old.problem), "only numbers change"

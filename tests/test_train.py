@@ -17,7 +17,7 @@ from toy import PROBLEM, tiny_student
 
 import train
 from train import batches, summed_loss
-from data import IGNORE, Problem, encode, get_tokenizer, load_problems, segments
+from data import IGNORE, Problem, Step, encode, get_tokenizer, load_problems, segments
 from gpt import GPT, SIZES
 
 ROOT = Path(train.__file__).resolve().parent
@@ -131,16 +131,72 @@ def test_a_step_of_muon_is_as_long_in_every_direction_that_has_a_gradient():
     assert torch.allclose(-p.detach(), u * (lengths * 0.2 * 32**0.5) @ v, atol=1e-3)  # and in no other direction
 
 
-def test_examples_that_do_not_fit_are_left_out_whole_and_counted(capsys):
-    tokenizer = get_tokenizer("tiny")
-    long = Problem("long", "word " * 300, PROBLEM.steps, "7")
+def test_examples_that_do_not_fit_are_left_out_whole_and_counted(small, tmp_path, monkeypatch, capsys):
+    long = Problem("long", "word " * 3000, PROBLEM.steps, "7")
     bare = Problem("bare", "How many?", [], "7")
-    assert len(train.make_examples([PROBLEM, long, bare], "solver", tokenizer, 256)) == 1
-    assert "left out: 1 problems that lack what a solver learns, 1 that are too long" in capsys.readouterr().out
+    monkeypatch.setattr(train, "load_problems", lambda dataset, split, *_: [PROBLEM, long, bare, bare])
+    args = train.parse_args(["--role", "solver"])
+    _, problems, examples, valid = train.load(args)
+    assert len(problems) == 4 and len(examples) == len(valid) == 1
+    assert "left out: 2 problems that lack what a solver learns, 1 that are too long" in capsys.readouterr().out
+
+
+def told(i, a, b):
+    """A problem that can be told with other numbers."""
+    steps = [Step("How many are there?", f"There are {a}+{b} = <<{a}+{b}={a + b}>>{a + b} pens.")]
+    return Problem(f"told-{i}", f"Ava has {a} pens and gets {b} more. How many are there?", steps, str(a + b))
+
+
+def test_every_epoch_tells_other_numbers_the_same_ones_again_for_the_same_seed():
+    problems = [told(i, 20 + i, 110 + i) for i in range(9)] + load_problems("demo", "train", limit=2)
+    first, again, other = (train.with_other_numbers(problems, 3, epoch) for epoch in (0, 0, 1))
+    assert first == again != other
+    assert first[9:] == other[9:] == problems[9:], "a story of the demo keeps its numbers"
+    assert all(new.answer != old.answer or new != old for new, old in zip(first[:9], problems))
+
+
+def test_epochs_of_unlike_length_go_on_bit_for_bit_after_a_kill_in_the_second(small, tmp_path, monkeypatch):
+    """With other numbers the texts have other lengths, so an epoch may have one batch more."""
+    problems = [told(i, 60 + i, 600 + 9 * i) for i in range(60)]    # 600 may become 1,000: a token more
+    monkeypatch.setattr(train, "load_problems", lambda dataset, split, *_: list(problems))
+    flags = ["--dataset", "mine.jsonl", "--batch-tokens", "300"]
+    n_batches = set()
+    for epoch in range(9):
+        examples = train.make_examples(train.with_other_numbers(problems, 0, epoch), "solver", get_tokenizer("tiny"), 512)
+        n_batches.add(len(batches(examples, 300, random.Random(0))))
+    assert len(n_batches) > 1, "all epochs have the same length: the test would see nothing"
+
+    n_steps = 2 * max(n_batches)    # it reaches into the third epoch
+    whole = run(tmp_path, *flags, "--steps", str(n_steps), out="whole")
+    step = train.Trainer.step
+    monkeypatch.setattr(train, "N_EVALS", n_steps)    # every step is saved
+    calls = []
+
+    def interrupted(*args):
+        calls.append(1)
+        if len(calls) == max(n_batches) + 3:
+            raise KeyboardInterrupt
+        return step(*args)
+
+    monkeypatch.setattr(train.Trainer, "step", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, *flags, "--steps", str(n_steps), out="broken")
+    monkeypatch.setattr(train.Trainer, "step", step)
+    broken = run(tmp_path, *flags, "--steps", str(n_steps), "--resume", out="broken")
+    assert all(torch.equal(a, b) for a, b in zip(weights(whole).values(), weights(broken).values()))
+
+
+def test_renumbering_is_on_from_scratch_only_and_never_for_generated_stories():
+    def is_on(*flags):
+        return train.parse_args(["--role", "cot", *flags]).renumber
+    assert not is_on() and not is_on("--dataset", "world+demo", "--renumber")
+    assert is_on("--dataset", "gsm8k") and is_on("--dataset", "world+gsm8k", "--model", "mini")
+    assert not is_on("--dataset", "gsm8k", "--model", "gpt2") and not is_on("--dataset", "gsm8k", "--no-renumber")
+    assert is_on("--dataset", "svamp", "--model", "gpt2", "--renumber")
 
 
 def run(tmp_path, *flags, out="run"):
-    train.main(train.parse_args(["--role", "solver", "--limit", "38", "--steps", "12", "--batch-tokens", "512",
+    train.main(train.parse_args(["--role", "solver", "--limit", "34", "--steps", "12", "--batch-tokens", "512",
                                  "--out", str(tmp_path / out), *flags]))
     return tmp_path / out
 
@@ -224,7 +280,7 @@ def two_processes(out, *more, stop_at=None, path_of_second="", **pipes):
             "train.load_problems = lambda *a: load(*a[:3], min(a[3] or 40, 40), *a[4:]);"
             f"train.learning_rate = lambda step, *a: os._exit(9) if step == {stop_at} else rate(step, *a);"
             "train.main(train.parse_args(sys.argv[3:]))")
-    flags = ["--role", "solver", "--limit", "38", "--steps", "12", "--batch-tokens", "512", *more]
+    flags = ["--role", "solver", "--limit", "34", "--steps", "12", "--batch-tokens", "512", *more]
     common = os.environ | {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1"}
     return [subprocess.Popen([sys.executable, "-c", code, str(ROOT), str(ROOT / "tests"), *flags, "--out", str(folder)],
                              env=common | {"RANK": str(rank), "LOCAL_RANK": str(rank)}, text=True, **pipes)
@@ -237,7 +293,7 @@ def codes_of(processes):
 
 def test_two_processes_give_the_weights_of_one_and_go_on_bit_for_bit(tmp_path, small):
     """One micro-batch on each of two against two on one; then the same two, stopped at step 7 and resumed."""
-    n_batches = len(batches(examples_of("solver", 38), 512, random.Random(0)))
+    n_batches = len(batches(examples_of("solver", 34), 512, random.Random(0)))
     assert n_batches % 2 and n_batches < 24, "in the last step of the first epoch the second process has no batch"
     one = run(tmp_path, "--accumulate", "2", out="one")
     assert codes_of(two_processes(tmp_path / "two")) == [0, 0]
