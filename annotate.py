@@ -19,6 +19,7 @@ that merely repeat a number of the problem are left out.
 
 import argparse
 import hashlib
+import itertools
 import json
 import os
 import random
@@ -147,29 +148,30 @@ def read_dialogue(text: str, role: str) -> dict[str, list[str]]:
         said[label].append(text)
     return said
 
-def read_reply(reply) -> tuple[str, str]:
-    """(text, finish reason) of a chat completion. Reasoning with a field of its own is not read."""
+ENDS = {    # the finish reasons that we know, and why such a reply is not kept
+    "stop": None, "length": "cut off", "max_tokens": "cut off", "content_filter": "filtered"}
+
+def read_reply(reply) -> tuple[str, str | None]:
+    """(text, why it cannot be kept) of a chat completion. Reasoning in other fields is not read."""
     try:
         choice = reply["choices"][0]
-        content, finish = choice["message"].get("content"), choice.get("finish_reason")
+        content, finish = choice["message"].get("content"), choice.get("finish_reason") or "stop"
         if isinstance(content, list):    # of parts, some of which may be reasoning
             content = "".join(part["text"] for part in content if part["type"] == "text")
     except (KeyError, IndexError, TypeError, AttributeError):
         return "", "broken"
     text = str(content or "").encode("utf-8", "replace").decode()    # no half surrogate pairs
-    return text, str(finish or "stop").lower()
+    return text, ENDS.get(finish.lower().partition(":")[0], "broken")
 
 # ------------------------------------------------------------ judging it
 
 def judge(problem: Problem, reply: dict, mode: str, teacher: str) -> Problem:
     """The record that is kept of a reply, or Rejected. What is kept is clean by construction."""
-    text, finish = read_reply(reply)
+    text, fault = read_reply(reply)
     if "refused" in reply:
-        raise Rejected(f"refused by the server: {reply['refused']}")
-    if finish.startswith(("length", "max_tokens")):
-        raise Rejected("cut off")
-    if finish.startswith("content_filter"):
-        raise Rejected("filtered")
+        fault = f"refused by the server: {reply['refused']}"
+    if fault:
+        raise Rejected(fault)
     role = find_role(problem, mode)
     said = read_dialogue(text, role)
     solutions = said["Solution"]
@@ -261,34 +263,115 @@ def judge_questions(problem, steps) -> None:
         if (find_numbers(step.question) - stated) & results:
             raise Rejected(f"a subquestion gives a result away: {step.question}")
 
-# ------------------------------------------------------------ the server
+# ------------------------------------------------------------ the run
 
 class Stop(Exception):
-    """The run ends; what is on disk stays."""
+    """Nothing more is asked; what is on disk stays."""
 
-class Server:
-    """An OpenAI-compatible chat server, which all threads share."""
+class Run:
+    """The problems of one command, what becomes of them, and what all threads share."""
 
-    def __init__(self, args):
-        self.args = args
-        self.url = (args.base_url or OPENAI).rstrip("/")
-        if not urlsplit(self.url).path:    # a bare host
-            self.url += "/v1"
-        self.key = os.environ.get("OPENAI_API_KEY", "").strip()
-        self.stopping = threading.Event()
+    def __init__(self, args, problems, rows, path=None):
+        self.args, self.problems, self.path = args, problems, path
+        self.lock, self.stopping = threading.Lock(), threading.Event()
+        self.kept, self.missing = {}, {}    # both by the id of a problem
+        self.rejected = {problem.id: [] for problem in problems}
         self.not_before = 0.0    # the time of the next request
+        self.n_asked = self.n_replies = self.tokens_in = self.tokens_out = 0
+        self.on_disk = {self.key(row): row for row in rows}
+        # What the replies cost, and the requests without a reply at most.
+        self.spent = sum(self.count(row["reply"]) for row in rows)
 
-    def make_body(self, messages, sample=0, room=1) -> dict:
-        """The JSON of a request for `room` times as many tokens. The first sample is greedy."""
-        body = {"model": self.args.teacher, "messages": messages, "seed": sample, "stream": False,
-                "temperature": TEMPERATURE if sample else 0.0, "max_tokens": MAX_TOKENS}
-        body |= self.args.body
-        for name in ("max_tokens", "max_completion_tokens"):
-            if body.get(name):
-                body[name] *= room
-        return {name: value for name, value in body.items() if value is not None}
+    def key(self, row) -> tuple:
+        """What a reply on disk has in common with the one that is wanted."""
+        names = ["id", "sample", "problem_sha256"]
+        if not self.args.replay:    # it takes any prompt
+            names += ["messages_sha256", "request_sha256", "teacher"]
+        return tuple(row.get(name) for name in names)
 
-    def ask(self, body) -> dict:
+    def annotate_all(self):
+        """The first request goes alone, since a wrong key shows there; then many at a time."""
+        todo = list(self.problems)
+        while todo and not self.n_asked:
+            self.annotate(todo.pop(0))
+        if self.n_asked and not self.n_replies:
+            raise SystemExit(f"{self.args.base_url}: {', '.join(self.missing.values())}\n"
+                             f"  Is it running? Does it have a model {self.args.teacher!r}? "
+                             "The key is read from OPENAI_API_KEY.")
+        start = time.time()
+        with ThreadPoolExecutor(self.args.workers) as pool:
+            futures = [pool.submit(self.annotate, problem) for problem in todo]
+            try:
+                for n, _ in enumerate(as_completed(futures), 1):
+                    if n % 10 == 0 or n == len(todo):
+                        left = int((len(todo) - n) * (time.time() - start) / n)
+                        print(f"{n:6,}/{len(todo):,} problems | {self.n_replies:,} replies | "
+                              f"{self.spent:.4f} spent | {left // 60}:{left % 60:02d} left",
+                              flush=True)
+            except KeyboardInterrupt:
+                self.stopping.set()
+                print("\ninterrupted: waiting for the requests under way", flush=True)
+
+    def annotate(self, problem):
+        """Settle a problem. Whatever happens, the run goes on with the others."""
+        try:
+            self.judge_replies(problem)
+        except Exception as error:
+            self.missing[problem.id] = str(error)
+            if isinstance(error, (Stop, OSError)):    # OSError: a reply cannot be written
+                self.stopping.set()
+
+    def judge_replies(self, problem):
+        """Judge the replies to a problem until one is kept; ask for those that are not on disk."""
+        n_tries, room = self.args.tries, 1
+        messages = make_messages(problem, self.args.mode, self.args.dataset)
+        request = [self.args.base_url, make_body(self.args, [])]
+        for sample in itertools.count():
+            row = {"id": problem.id, "sample": sample, "problem_sha256": sha16(problem.problem),
+                   "messages_sha256": sha16(json.dumps(messages)),
+                   "request_sha256": sha16(json.dumps(request)), "teacher": self.args.teacher}
+            if self.key(row) in self.on_disk:
+                row = self.on_disk[self.key(row)]
+            elif sample < n_tries:
+                self.ask(row, make_body(self.args, messages, sample, room))
+            else:
+                return
+            try:
+                self.kept[problem.id] = judge(problem, row["reply"], self.args.mode, row["teacher"])
+                return
+            except Rejected as error:
+                reason = str(error)
+            self.rejected[problem.id].append(
+                {"id": problem.id, "sample": sample, "reason": reason,
+                 "text": read_reply(row["reply"])[0], "answer": problem.answer})
+            if reason == "cut off" and room == 1:    # that was no try; the next has twice the room
+                n_tries, room = n_tries + 1, 2
+            if reason.startswith(("filtered", "refused")):    # it would be again
+                return
+
+    def ask(self, row, body):
+        """Add the reply to a row, and write it to disk before anything is done with it."""
+        if self.args.replay:
+            raise RuntimeError("the recording holds fewer replies")
+        n_out = body.get("max_tokens") or body.get("max_completion_tokens") or 0
+        n_out = 150 if self.args.dry_run else n_out    # a usual reply, not the longest
+        # A careful guess for the prompt: English has 3 to 4 characters a token.
+        at_most = self.cost(len(json.dumps(body["messages"])) // 3, n_out)
+        with self.lock:
+            if self.args.budget is not None and self.spent + at_most > self.args.budget:
+                raise Stop(f"the budget of {self.args.budget:g} would be exceeded")
+            self.spent += at_most
+        if self.args.dry_run:
+            raise RuntimeError("a dry run")
+        self.n_asked += 1
+        row["reply"] = self.request(body)
+        if "refused" in row["reply"] and not self.n_replies:    # it is not this problem's fault
+            raise Stop(row["reply"]["refused"])
+        with self.lock, open(self.path, "ab") as file:
+            file.write(to_line(row))
+            self.spent += self.count(row["reply"]) - at_most
+
+    def request(self, body) -> dict:
         """
         The reply to a request, after several attempts if need be; {"refused": reason} where the
         server will never answer this one. Raises Stop, or RuntimeError if no attempt succeeds.
@@ -297,12 +380,11 @@ class Server:
         for attempt in range(ATTEMPTS):
             wait = max(next_time, self.not_before) - time.time()
             if self.stopping.wait(max(0, wait)):
-                raise Stop("stopped")
-            status, text, wait = self.post(body)
-            if status == 200 and is_complete(text):
+                raise Stop("the run has stopped")
+            status, text, wait = post(self.args, body)
+            if status == 200 and is_whole(text):
                 return json.loads(text)
             error = f"{status or 'no reply'} {clean(text)[:300]}"
-            error = error.replace(self.key, "***") if self.key else error
             if status in (401, 402, 403, 404) or "insufficient_quota" in text:
                 raise Stop(error)
             if 400 <= status < 500 and status not in (408, 409, 429):    # too long, say
@@ -313,145 +395,13 @@ class Server:
                 self.not_before = max(self.not_before, next_time)
         raise RuntimeError(error)
 
-    def post(self, body) -> tuple[int, str, float]:
-        """(status, text, seconds to wait) of one exchange; the status is 0 if there was none."""
-        headers = {"Authorization": f"Bearer {self.key}"} if self.key else {}
-        try:
-            response = requests.post(
-                f"{self.url}/chat/completions", json=body, timeout=(10, self.args.timeout),
-                headers=headers, auth=lambda request: request)    # no .netrc replaces the key
-        except requests.RequestException as error:
-            return 0, type(error).__name__, 0.0
-        try:
-            wait = Retry().get_retry_after(response) or 0.0    # it may be given as a date
-        except InvalidHeader:
-            wait = 0.0
-        return response.status_code, response.content.decode("utf-8", "replace"), min(wait, 3600)
-
-def is_complete(text) -> bool:
-    """Whether a text is a chat completion that ended for a reason that we know."""
-    try:
-        finish = read_reply(json.loads(text))[1]
-    except ValueError:
-        return False
-    return finish.startswith(("stop", "length", "max_tokens", "content_filter"))
-
-# ------------------------------------------------------------ the run
-
-class Case:
-    """A problem, and what the replies so far make of it."""
-
-    def __init__(self, problem, args, request):
-        self.problem, self.args = problem, args
-        self.messages = make_messages(problem, args.mode, args.dataset)
-        self.question = {    # what a row of the replies says of it
-            "id": problem.id, "problem_sha256": sha16(problem.problem),
-            "messages_sha256": sha16(json.dumps(self.messages)),
-            "request_sha256": sha16(json.dumps(request)), "teacher": args.teacher}
-        self.kept = None       # the record
-        self.rejected = []     # a row for each reply that is not kept, with the reason
-        self.failure = None    # why the next reply is missing
-
-    def add(self, row):
-        """Judge a reply, if it is the next one."""
-        keys = ["problem_sha256"] if self.args.replay else self.question    # it takes any prompt
-        is_ours = all(row.get(key) == self.question[key] for key in keys)
-        if self.kept or row["sample"] != len(self.rejected) or not is_ours:
-            return
-        try:
-            self.kept = judge(self.problem, row["reply"], self.args.mode, row["teacher"])
-        except Rejected as error:
-            self.rejected.append({
-                "id": row["id"], "sample": row["sample"], "reason": str(error),
-                "text": read_reply(row["reply"])[0], "answer": self.problem.answer})
-
-    def has(self, *reasons) -> bool:
-        return any(row["reason"].startswith(reasons) for row in self.rejected)
-
-    def is_open(self) -> bool:
-        """Whether to ask once more. What was filtered or refused would be again."""
-        if self.kept or self.has("filtered", "refused"):
-            return False
-        # A reply that was cut off is asked for again, with twice the room.
-        return len(self.rejected) < self.args.tries + self.has("cut off")
-
-class Run:
-    """The problems of one command, and what the replies cost."""
-
-    def __init__(self, args, problems, rows):
-        self.args, self.server, self.lock = args, Server(args), threading.Lock()
-        self.why = "the recording holds fewer replies" if args.replay else ""    # it is not done
-        self.calls = self.tokens_in = self.tokens_out = 0
-        self.spent = 0.0   # for the replies, and at most for requests without one
-        request = [self.server.url, self.server.make_body([])]
-        self.cases = {problem.id: Case(problem, args, request) for problem in problems}
-        for row in sorted(rows, key=lambda row: row["sample"]):
-            self.spent += self.count(row["reply"])
-            if row["id"] in self.cases:
-                self.cases[row["id"]].add(row)
-
-    def work_all(self, queue):
-        """Ask about the first problem alone, since a wrong key shows there; then many at a time."""
-        start, n_all = time.time(), len(queue)
-        self.work(queue[0])
-        if not self.calls:
-            raise SystemExit(f"{self.server.url}: {self.why or queue[0].failure}\n"
-                             f"  Is it running? Does it have a model {self.args.teacher!r}? "
-                             "The key is read from OPENAI_API_KEY.")
-        with ThreadPoolExecutor(self.args.workers) as pool:
-            futures = [pool.submit(self.work, case) for case in queue[1:]]
-            try:
-                for n, _ in enumerate(as_completed(futures), 2):
-                    if n % 10 == 0 or n == n_all:
-                        left = int((n_all - n) * (time.time() - start) / n)
-                        print(f"{n:6,}/{n_all:,} problems | {self.calls:,} replies | "
-                              f"{self.spent:.4f} spent | {left // 60}:{left % 60:02d} left",
-                              flush=True)
-            except KeyboardInterrupt:
-                self.stop("interrupted")
-                print("\nWaiting for the requests under way.", flush=True)
-
-    def work(self, case):
-        """Ask until a problem is settled. Whatever happens, the run goes on with the others."""
-        try:
-            while case.is_open():
-                self.ask(case)
-        except (Stop, OSError) as error:    # OSError: a reply cannot be written
-            self.stop(str(error))
-        except Exception as error:
-            case.failure = str(error)
-
-    def stop(self, why):
-        self.why = self.why or why
-        self.server.stopping.set()
-
-    def ask(self, case):
-        """One more reply, on disk before it is looked at."""
-        sample, room = len(case.rejected), 2 if case.has("cut off") else 1
-        body = self.server.make_body(case.messages, sample, room)
-        n_out = body.get("max_tokens") or body.get("max_completion_tokens") or 0
-        at_most = self.cost(count_tokens(body), n_out)
-        with self.lock:
-            if self.args.budget is not None and self.spent + at_most > self.args.budget:
-                raise Stop(f"the budget of {self.args.budget:g} would be exceeded")
-            self.spent += at_most
-        reply = self.server.ask(body)
-        if "refused" in reply and not self.calls:    # it is not this problem's fault
-            raise Stop(reply["refused"])
-        row = case.question | {"sample": sample, "reply": reply}
-        with self.lock:
-            if self.file.write(to_line(row)) < len(to_line(row)):
-                raise OSError("the disk is full")
-            self.spent += self.count(reply) - at_most
-        case.add(row)
-
     def count(self, reply) -> float:
         """Count what a reply has used; its cost."""
         usage = reply.get("usage") or {}
         n_in, n_out = usage.get("prompt_tokens") or 0, usage.get("completion_tokens") or 0
         # Some servers count the tokens of hidden reasoning in the total only.
         n_out = max(n_out, (usage.get("total_tokens") or 0) - n_in)
-        self.calls += 1
+        self.n_replies += 1
         self.tokens_in += n_in
         self.tokens_out += n_out
         return self.cost(n_in, n_out)
@@ -460,36 +410,68 @@ class Run:
         price_in, price_out = self.args.price
         return (n_in * price_in + n_out * price_out) / 1e6
 
+def make_body(args, messages, sample=0, room=1) -> dict:
+    """The JSON of a request for `room` times as many tokens. The first sample is greedy."""
+    body = {"model": args.teacher, "messages": messages, "seed": sample, "stream": False,
+            "temperature": TEMPERATURE if sample else 0.0, "max_tokens": MAX_TOKENS} | args.body
+    for name in ("max_tokens", "max_completion_tokens"):
+        if body.get(name):
+            body[name] *= room
+    return {name: value for name, value in body.items() if value is not None}
+
+def post(args, body) -> tuple[int, str, float]:
+    """(status, text, seconds to wait) of one exchange; the status is 0 if there was none."""
+    key = os.environ.get("OPENAI_API_KEY", "").strip()
+    headers = {"Authorization": f"Bearer {key}"} if key else {}
+    try:
+        response = requests.post(
+            f"{args.base_url}/chat/completions", json=body, timeout=(10, args.timeout),
+            headers=headers, auth=lambda request: request)    # no .netrc replaces the key
+    except requests.RequestException as error:
+        return 0, type(error).__name__, 0.0
+    text = response.content.decode("utf-8", "replace")
+    try:
+        wait = Retry().get_retry_after(response) or 0.0    # seconds; a server may send a date
+    except InvalidHeader:
+        wait = 0.0
+    return response.status_code, text.replace(key, "***") if key else text, min(wait, 3600)
+
+def is_whole(text) -> bool:
+    """Whether a text is a chat completion that ended for a reason that we know."""
+    try:
+        return read_reply(json.loads(text))[1] != "broken"
+    except ValueError:
+        return False
+
 def sha16(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 def to_line(row: dict) -> bytes:
     return (json.dumps(row) + "\n").encode()
 
-def count_tokens(value) -> int:
-    return len(json.dumps(value)) // 3    # a careful guess: English has 3 to 4 characters a token
-
 def finish(run, out) -> int:
     """Write what is kept and rejected, say what came of it; 1 if problems are missing, else 0."""
-    cases = run.cases.values()
-    kept = [case.kept for case in cases if case.kept]
-    rejected = [row for case in cases for row in case.rejected]
+    kept = [run.kept[problem.id] for problem in run.problems if problem.id in run.kept]
+    rejected = [row for rows in run.rejected.values() for row in rows]
     replace_file(out, *(f"{record.to_json()}\n".encode() for record in kept))
     replace_file(out.with_suffix(".rejected.jsonl"), *map(to_line, rejected))
+    print(f"{len(kept):,} of {len(run.problems):,} problems are kept: {out}")
     reasons = Counter(row["reason"].partition(":")[0] for row in rejected)
-    missing = Counter(case.failure or run.why for case in cases if case.is_open())
-    print(f"{len(kept):,} of {len(cases):,} problems are kept: {out}")
     for reason, n in reasons.most_common():
         print(f"{n:8,} replies rejected: {reason}")
-    for why, n in missing.most_common():
+    for why, n in Counter(run.missing.values()).most_common():
         print(f"{n:8,} problems missing: {why}")
-    print(f"{run.calls:,} replies, {run.tokens_in:,} tokens in, {run.tokens_out:,} out, "
+    print(f"{run.n_replies:,} replies, {run.tokens_in:,} tokens in, {run.tokens_out:,} out, "
           f"cost {run.cost(run.tokens_in, run.tokens_out):.4f}")
-    if missing and not run.args.replay:
+    if run.missing and not run.args.replay:
         print("The same command goes on where this one stopped.")
-    return 1 if missing else 0
+    return 1 if run.missing else 0
 
 # ------------------------------------------------------------ the command
+
+def server_url(text):
+    url = text.rstrip("/")
+    return url if urlsplit(url).path else f"{url}/v1"    # a bare host
 
 def prices(text):
     price_in, price_out = map(float, text.split(","))
@@ -511,7 +493,8 @@ def parse_args(argv=None):
         help="socratic: subquestions and solutions; socratic-gt: what the record lacks, while the "
         "teacher sees the rest (gold solutions, gold subquestions, facts); cot: solutions only")
     add("--teacher", metavar="NAME", help="the model to ask, as its server calls it")
-    add("--base-url", metavar="URL", help=f"an OpenAI-compatible chat server (None: {OPENAI})")
+    add("--base-url", type=server_url, default=OPENAI, metavar="URL",
+        help="an OpenAI-compatible chat server")
     add("--body", type=json_object, default="{}", metavar="JSON", help="merged into every request; "
         'null removes a field: \'{"max_tokens": null, "max_completion_tokens": 2000}\'')
     add("--workers", type=positive, default=8, help="requests at a time")
@@ -539,7 +522,7 @@ def main(args):
     if args.budget is not None and not any(args.price):
         raise SystemExit("--budget needs the prices of a million tokens: --price IN,OUT")
     if not (args.replay or args.teacher):
-        if (args.dataset, args.mode, args.base_url) != ("demo", "socratic", None):
+        if (args.dataset, args.mode, args.base_url) != ("demo", "socratic", OPENAI):
             raise SystemExit("Which teacher? Name the model as its server does: --teacher NAME\n"
                              "  The recorded one has seen demo problems only, in mode socratic.")
         args.replay = RECORDING
@@ -552,28 +535,25 @@ def main(args):
     suffix = "-valid" if split == "valid" else ""
     out = Path(args.out or f"annotations/{name}-{args.mode}{suffix}.jsonl").expanduser()
 
-    if args.replay:
-        rows = read_lines(args.replay, read_row)
+
+    path = Path(args.replay or out.with_suffix(".replies.jsonl"))
+    rows = []
+    if args.replay or path.exists():
+        rows = read_lines(path, read_row, may_be_torn=not args.replay)
+    if args.replay:    # it may be about some of the problems only
         seen = {row["id"] for row in rows}
-        run = Run(args, [problem for problem in problems if problem.id in seen], rows)
-        return finish(run, out)
-    path = out.with_suffix(".replies.jsonl")
-    rows = read_lines(path, read_row, may_be_torn=True) if path.exists() else []
-    run = Run(args, problems, rows)
-    queue = [case for case in run.cases.values() if case.is_open()]
+        problems = [problem for problem in problems if problem.id in seen]
+    elif not args.dry_run:
+        if args.base_url == OPENAI and not os.environ.get("OPENAI_API_KEY"):
+            raise SystemExit(f"{OPENAI} needs a key in the environment variable OPENAI_API_KEY.\n"
+                             "  Your own server needs none: --base-url http://localhost:11434")
+        replace_file(path, *map(to_line, rows))    # without a line that a kill has torn
+    run = Run(args, problems, rows, path)
+    run.annotate_all()
     if args.dry_run:
-        n_in, n_out = sum(count_tokens(case.messages) for case in queue), 150 * len(queue)
-        print(f"{len(queue):,} problems to ask about, one try for each: about {n_in:,} tokens in,\n"
-              f"{n_out:,} out, cost {run.cost(n_in, n_out):,.2f}; with all tries at most "
-              f"{args.tries} times as much")
+        print(f"{len(run.missing):,} problems to ask about; with one try for each, all replies "
+              f"cost about {run.spent:.2f}")
         return 0
-    if run.server.url == OPENAI and not run.server.key:
-        raise SystemExit(f"{OPENAI} needs a key in the environment variable OPENAI_API_KEY.\n"
-                         "  A server of your own needs none: --base-url http://localhost:11434")
-    replace_file(path, *map(to_line, rows))    # without a line that a kill has torn
-    with open(path, "ab", buffering=0) as run.file:
-        if queue:
-            run.work_all(queue)
     return finish(run, out)
 
 if __name__ == "__main__":

@@ -328,12 +328,12 @@ def test_one_failed_problem_does_not_end_the_run():
 
 def test_nothing_is_asked_and_nobody_waits_after_a_stop():
     with FakeTeacher(PROBLEMS, ["429 Retry-After"]) as server:
-        teacher = annotate.Server(annotate.parse_args(["--teacher", "fake", "--base-url", server.url]))
+        teacher = annotate.Run(annotate.parse_args(["--teacher", "fake", "--base-url", server.url]), [], [])
         threading.Timer(0.2, teacher.stopping.set).start()
         began = time.monotonic()
         for _ in range(2):
             with pytest.raises(annotate.Stop):
-                teacher.ask({"messages": [{"role": "user", "content": "Hello"}]})
+                teacher.request({"messages": [{"role": "user", "content": "Hello"}]})
             teacher.not_before = 0
         assert time.monotonic() - began < 0.8 and len(server.log) == 1
 
@@ -474,7 +474,7 @@ def test_progress_and_summary(capsys):
     with FakeTeacher(PROBLEMS, [None, "wrong", *["500"] * 8, "wrong", "false"]) as server:
         run(server, "--price", "100,1000", limit=24)
     out = capsys.readouterr().out
-    assert re.search(r"\n? +24/24 problems \| \d+ replies \| [\d.]+ spent \| 0:00 left\n", out)
+    assert re.search(r"\n? +23/23 problems \| \d+ replies \| [\d.]+ spent \| 0:00 left\n", out)
     assert "23 of 24 problems are kept: annotations/demo-socratic.jsonl\n" in out
     assert "       2 replies rejected: wrong answer\n       1 replies rejected: false arithmetic\n" in out
     assert '       1 problems missing: 500 {"error": {"message": "The server had an error"' in out
@@ -511,7 +511,7 @@ def test_a_dry_run_asks_nothing_and_counts_what_is_missing(capsys):
         capsys.readouterr()
         annotate.main(annotate.parse_args(flags))
         out = capsys.readouterr().out
-        assert "21 problems to ask" in out and "3,150 out, cost 0." in out and "3 times" in out
+        assert "21 problems to ask" in out and re.search("cost about 0.[5-7]", out)
         assert len(server.log) == 4
 
 def test_a_replay_gives_the_same_annotations_without_a_server_whatever_the_prompt(monkeypatch, capsys):
