@@ -155,13 +155,13 @@ def read_reply(reply) -> tuple[str, str | None]:
     """(text, why it cannot be kept) of a chat completion. Reasoning in other fields is not read."""
     try:
         choice = reply["choices"][0]
-        content, finish = choice["message"].get("content"), choice.get("finish_reason") or "stop"
+        content, finish = choice["message"].get("content"), choice.get("finish_reason")
         if isinstance(content, list):    # of parts, some of which may be reasoning
             content = "".join(part["text"] for part in content if part["type"] == "text")
     except (KeyError, IndexError, TypeError, AttributeError):
         return "", "broken"
     text = str(content or "").encode("utf-8", "replace").decode()    # no half surrogate pairs
-    return text, ENDS.get(finish.lower().partition(":")[0], "broken")
+    return text, ENDS.get(str(finish or "stop").lower().partition(":")[0], "broken")
 
 # ------------------------------------------------------------ judging it
 
@@ -276,8 +276,9 @@ class Run:
         self.lock, self.stopping = threading.Lock(), threading.Event()
         self.kept, self.missing = {}, {}    # both by the id of a problem
         self.rejected = {problem.id: [] for problem in problems}
+        self.has_asked = False
         self.not_before = 0.0    # the time of the next request
-        self.n_asked = self.n_replies = self.tokens_in = self.tokens_out = 0
+        self.n_replies = self.tokens_in = self.tokens_out = 0
         self.on_disk = {self.key(row): row for row in rows}
         # What the replies cost, and the requests without a reply at most.
         self.spent = sum(self.count(row["reply"]) for row in rows)
@@ -292,9 +293,9 @@ class Run:
     def annotate_all(self):
         """The first request goes alone, since a wrong key shows there; then many at a time."""
         todo = list(self.problems)
-        while todo and not self.n_asked:
+        while todo and not self.has_asked:
             self.annotate(todo.pop(0))
-        if self.n_asked and not self.n_replies:
+        if self.has_asked and not self.n_replies:
             raise SystemExit(f"{self.args.base_url}: {', '.join(self.missing.values())}\n"
                              f"  Is it running? Does it have a model {self.args.teacher!r}? "
                              "The key is read from OPENAI_API_KEY.")
@@ -351,19 +352,16 @@ class Run:
 
     def ask(self, row, body):
         """Add the reply to a row, and write it to disk before anything is done with it."""
-        if self.args.replay:
-            raise RuntimeError("the recording holds fewer replies")
         n_out = body.get("max_tokens") or body.get("max_completion_tokens") or 0
-        n_out = 150 if self.args.dry_run else n_out    # a usual reply, not the longest
         # A careful guess for the prompt: English has 3 to 4 characters a token.
         at_most = self.cost(len(json.dumps(body["messages"])) // 3, n_out)
         with self.lock:
             if self.args.budget is not None and self.spent + at_most > self.args.budget:
                 raise Stop(f"the budget of {self.args.budget:g} would be exceeded")
             self.spent += at_most
-        if self.args.dry_run:
-            raise RuntimeError("a dry run")
-        self.n_asked += 1
+        if self.args.replay or self.args.dry_run:
+            raise RuntimeError("the recording holds fewer replies")
+        self.has_asked = True
         row["reply"] = self.request(body)
         if "refused" in row["reply"] and not self.n_replies:    # it is not this problem's fault
             raise Stop(row["reply"]["refused"])
@@ -378,10 +376,10 @@ class Run:
         """
         next_time = 0.0
         for attempt in range(ATTEMPTS):
-            wait = max(next_time, self.not_before) - time.time()
-            if self.stopping.wait(max(0, wait)):
+            pause = max(next_time, self.not_before) - time.time()
+            if self.stopping.wait(max(0, pause)):
                 raise Stop("the run has stopped")
-            status, text, wait = post(self.args, body)
+            status, text, wait = post(self.args, body)    # wait: 0 if the server names no time
             if status == 200 and is_whole(text):
                 return json.loads(text)
             error = f"{status or 'no reply'} {clean(text)[:300]}"
@@ -432,7 +430,7 @@ def post(args, body) -> tuple[int, str, float]:
     text = response.content.decode("utf-8", "replace")
     try:
         wait = Retry().get_retry_after(response) or 0.0    # seconds; a server may send a date
-    except InvalidHeader:
+    except (InvalidHeader, ValueError):
         wait = 0.0
     return response.status_code, text.replace(key, "***") if key else text, min(wait, 3600)
 
@@ -552,7 +550,7 @@ def main(args):
     run.annotate_all()
     if args.dry_run:
         print(f"{len(run.missing):,} problems to ask about; with one try for each, all replies "
-              f"cost about {run.spent:.2f}")
+              f"cost at most {run.spent:.2f}")
         return 0
     return finish(run, out)
 
