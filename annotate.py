@@ -114,8 +114,8 @@ CALCULATION = re.compile(r"<<([^<>=]*)=([^<>=]*)>>")
 MARK = re.compile(r"[<>{}\[\]\\|`]|\*\*|(?:Problem|Subquestion|Solution|Answer):")
 LIKE_A_LABEL = re.compile(r"(?:sub-?question|solution|answer)\b[^:]{0,8}:\s*\S", re.IGNORECASE)
 THINKING_ENDS = re.compile(r"[<\[]/\w*(?:think|reason)\w*[>\]]", re.IGNORECASE)
-FORMS = {    # the lines that each role writes: q subquestion, s solution, a answer
-    "unified": "(qs)+a?", "cot": "s+a?", "solver": "s+a?", "decomposer": "q+"}
+# The lines that each role writes: q subquestion, s solution, a answer.
+FORMS = {"unified": "(qs)+a?", "cot": "s+a?", "solver": "s+a?", "decomposer": "q+"}
 
 def read_dialogue(text: str, role: str) -> dict[str, list[str]]:
     """
@@ -138,6 +138,7 @@ def read_dialogue(text: str, role: str) -> dict[str, list[str]]:
             raise Rejected(f"not in the form: {line}")
         elif line and not line.startswith("```"):
             lines.append(("other", line))
+    # One letter a line. Other text may surround the dialogue and complete drafts before it.
     letters = {"Subquestion": "q", "Solution": "s", "Answer": "a", "other": "-"}
     kinds = "".join(letters[label] for label, _ in lines)
     match = re.fullmatch(f"-*([qsa]*a-+)*(?P<dialogue>{FORMS[role]})-*", kinds)
@@ -148,8 +149,8 @@ def read_dialogue(text: str, role: str) -> dict[str, list[str]]:
         said[label].append(text)
     return said
 
-ENDS = {    # the finish reasons that we know, and why such a reply is not kept
-    "stop": None, "length": "cut off", "max_tokens": "cut off", "content_filter": "filtered"}
+# The finish reasons that we know, and why such a reply is not kept.
+ENDS = {"stop": None, "length": "cut off", "max_tokens": "cut off", "content_filter": "filtered"}
 
 def read_reply(reply) -> tuple[str, str | None]:
     """(text, why it cannot be kept) of a chat completion. Reasoning in other fields is not read."""
@@ -226,8 +227,10 @@ def check_calculations(solution: str) -> list[str]:
         limit = 0.500001 / 10**n_decimals if n_decimals else 0
         if difference is None or abs(float(difference)) > limit:
             raise Rejected(f"false arithmetic: {expression}={result}")
+        # All arithmetic before it counts, so that it is not cut out of a larger equation.
         before = re.search(r"[-\d\s.,+*/^()%$=×÷−]*$", solution[:match.start()])[0]
-        before, same = (re.sub(r"[\s$]", "", text).lstrip(".,") for text in (before, expression))
+        before = re.sub(r"[\s$]", "", before).lstrip(".,")
+        same = re.sub(r"[\s$]", "", expression).lstrip(".,")
         after = re.match(rf"\$?(-?(?:{NUMBER}))(?!\s*[*/+^=])", solution[match.end():])
         if before != f"{same}=" or not after or after[1] != result:
             raise Rejected(f"an annotation that does not fit its text: {solution}")
@@ -395,7 +398,7 @@ class Run:
 
     def count(self, reply) -> float:
         """Count what a reply has used; its cost."""
-        usage = reply.get("usage") or {}
+        usage = reply["usage"] if isinstance(reply.get("usage"), dict) else {}
         n_in, n_out = usage.get("prompt_tokens") or 0, usage.get("completion_tokens") or 0
         # Some servers count the tokens of hidden reasoning in the total only.
         n_out = max(n_out, (usage.get("total_tokens") or 0) - n_in)
@@ -532,7 +535,6 @@ def main(args):
         raise SystemExit(f"{name}/{split} holds no problem with a gold answer to judge a reply by.")
     suffix = "-valid" if split == "valid" else ""
     out = Path(args.out or f"annotations/{name}-{args.mode}{suffix}.jsonl").expanduser()
-
 
     path = Path(args.replay or out.with_suffix(".replies.jsonl"))
     rows = []
