@@ -18,7 +18,6 @@ that merely repeat a number of the problem are left out.
 """
 
 import argparse
-import functools
 import hashlib
 import itertools
 import json
@@ -28,14 +27,14 @@ import re
 import sys
 import threading
 import time
-from collections import Counter, namedtuple
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import replace
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import requests
-from requests.adapters import HTTPAdapter, Retry
+from requests.adapters import Retry
 from requests.packages.urllib3.exceptions import InvalidHeader
 
 from data import (DATASET_HELP, HERE, NUMBER, Problem, Step, calculate, clean, extract_answer,
@@ -50,31 +49,44 @@ FIRST_WAIT = 1.0    # seconds before the second attempt, then twice as long each
 
 # ------------------------------------------------------------ the question
 
+def make_messages(problem: Problem, mode: str, dataset: str) -> list[dict]:
+    """The chat that the teacher goes on with: the task, solved examples, then the problem."""
+    table, role = read_toml("exemplars.toml"), find_role(problem, mode)
+    is_word = problem.answer in ("yes", "no")
+    if dataset not in table["examples"]:    # one's own file
+        dataset = "strategyqa" if is_word else "gsm8k"
+    messages = []
+    for text in table["examples"][dataset].strip().split("\n\n"):
+        example = read_example(text)
+        messages.append({"role": "user", "content": make_question(example, role, mode)})
+        messages.append({"role": "assistant", "content": make_reply(example, role)})
+    messages.append({"role": "user", "content": make_question(problem, role, mode)})
+    task = table["task"][role].format(**table["word" if is_word else "number"])
+    messages[0]["content"] = f"{task}\n\n{messages[0]['content']}"
+    return messages
+
 def find_role(problem: Problem, mode: str) -> str:
     """
     Whose part the teacher writes. In the mode `socratic-gt` it writes what the record lacks: to
     gold solutions the subquestions, to gold subquestions the solutions, to facts or a formula both.
     """
-    if mode != "socratic-gt":
-        return {"socratic": "unified", "cot": "cot"}[mode]
-    asked = [bool(step.question) for step in problem.steps]
-    solved = [bool(step.solution) for step in problem.steps]
-    if asked and all(asked) and not any(solved):
-        return "solver"
-    if solved and all(solved) and not problem.evidence:
+    if mode == "cot":
+        return "cot"
+    if mode == "socratic" or not problem.steps:
+        return "unified"
+    if all(step.solution for step in problem.steps) and not problem.evidence:
         return "decomposer"
-    return "unified"
+    return "solver" if all(step.question for step in problem.steps) else "unified"
 
 def make_question(problem: Problem, role: str, mode: str) -> str:
     """What the teacher reads of a problem."""
     lines = [segments(problem, role)[0].text.strip()]
     if mode == "socratic-gt" and role != "decomposer":
         lines += [f"Fact: {clean(fact)}" for fact in problem.evidence]
-    for step in problem.steps:
-        if role == "solver":
-            lines.append(f"Subquestion: {clean(step.question)}")
-        if role == "decomposer":
-            lines.append(f"Solution: {clean(step.solution)}")
+    if role == "solver":
+        lines += [f"Subquestion: {clean(step.question)}" for step in problem.steps]
+    if role == "decomposer":
+        lines += [f"Solution: {clean(step.solution)}" for step in problem.steps]
     return "\n".join(lines)
 
 def make_reply(problem: Problem, role: str) -> str:
@@ -83,31 +95,12 @@ def make_reply(problem: Problem, role: str) -> str:
     parts = segments(problem, "cot" if role == "solver" else role)
     return "".join(part.text for part in parts[1:])
 
-@functools.cache
-def make_opening(role: str, mode: str, dataset: str, is_word: bool) -> tuple[dict, ...]:
-    """The chat before a problem: the task and solved examples. `is_word`: answers are yes or no."""
-    table = read_toml("exemplars.toml")
-    if dataset not in table["examples"]:    # one's own file
-        dataset = "strategyqa" if is_word else "gsm8k"
-    messages = []
-    for text in table["examples"][dataset].strip().split("\n\n"):
-        example = read_example(text)
-        messages.append({"role": "user", "content": make_question(example, role, mode)})
-        messages.append({"role": "assistant", "content": make_reply(example, role)})
-    task = table["task"][role].format(**table["word" if is_word else "number"])
-    messages[0]["content"] = f"{task}\n\n{messages[0]['content']}"
-    return tuple(messages)
-
-def make_messages(problem: Problem, mode: str, dataset: str) -> list[dict]:
-    role = find_role(problem, mode)
-    opening = make_opening(role, mode, dataset, problem.answer in ("yes", "no"))
-    return [*opening, {"role": "user", "content": make_question(problem, role, mode)}]
-
 def read_example(text: str) -> Problem:
-    lines, said = text.split("\n"), read_dialogue(text, "unified")
-    facts = [line.removeprefix("Fact: ") for line in lines if line.startswith("Fact: ")]
+    """A solved example of students/exemplars.toml."""
+    said = read_dialogue(text, "unified")
     steps = [Step(*pair) for pair in zip(said["Subquestion"], said["Solution"])]
-    return Problem("example", lines[0].removeprefix("Problem: "), steps, said["Answer"][0],
+    facts = re.findall("^Fact: (.*)", text, re.MULTILINE)
+    return Problem("example", re.match("Problem: (.*)", text)[1], steps, said["Answer"][0],
                    evidence=facts)
 
 # ------------------------------------------------------------ reading the reply
@@ -121,76 +114,65 @@ CALCULATION = re.compile(r"<<([^<>=]*)=([^<>=]*)>>")
 MARK = re.compile(r"[<>{}\[\]\\|`]|\*\*|(?:Problem|Subquestion|Solution|Answer):")
 LIKE_A_LABEL = re.compile(r"(?:sub-?question|solution|answer)\b[^:]{0,8}:\s*\S", re.IGNORECASE)
 THINKING_ENDS = re.compile(r"[<\[]/\w*(?:think|reason)\w*[>\]]", re.IGNORECASE)
-FORMS = {    # the lines that each role writes: q subquestion, s solution, a answer
-    "unified": "(qs)+a?", "cot": "s+a?", "solver": "s+a?", "decomposer": "q+"}
+# The lines that each role writes: q subquestion, s solution, a answer.
+FORMS = {"unified": "(qs)+a?", "cot": "s+a?", "solver": "s+a?", "decomposer": "q+"}
 
 def read_dialogue(text: str, role: str) -> dict[str, list[str]]:
     """
-    {kind: its texts} of the dialogue in a reply.
+    {label: its texts} of the dialogue in a reply: the last unbroken run of labelled lines.
 
-    Other text splits the labelled lines into blocks; bold marks, fences and blank lines do not.
-    The last block that ends in a solution or an answer (for a decomposer, in a subquestion) is
-    the dialogue. Each block before it must be a complete draft, ending in an answer: otherwise
-    the other text has interrupted the dialogue, and its beginning would be lost.
+    Other text interrupts a run; bold marks, fences and blank lines do not. An earlier run must be
+    a complete draft, with an answer: else the beginning of the dialogue would be lost.
 
     >>> read_dialogue("Let me see.\\n**Solution:** 3*4 = <<3*4=12>>12\\n\\nAnswer: 12", "cot")
     {'Subquestion': [], 'Solution': ['3*4 = <<3*4=12>>12'], 'Answer': ['12']}
     """
-    blocks = [[]]    # each a list of (kind, text)
+    lines = []    # (label, text)
     text = THINKING_ENDS.split(text)[-1]
     for line in re.sub(r"\*\*(.+?)\*\*", r"\1", text).split("\n"):
         line = line.strip()
         match = LINE.fullmatch(line)
         if match and not MARK.search(CALCULATION.sub("", match[2])):
-            blocks[-1].append((match[1], match[2]))
+            lines.append(match.groups())
         elif LIKE_A_LABEL.search(line):
             raise Rejected(f"not in the form: {line}")
-        elif line and not line.startswith("```") and blocks[-1]:
-            blocks.append([])
-    ends = ("Subquestion",) if role == "decomposer" else ("Solution", "Answer")
-    while blocks and (not blocks[-1] or blocks[-1][-1][0] not in ends):
-        blocks.pop()
-    if not blocks or any(draft[-1][0] != "Answer" for draft in blocks[:-1]):
-        raise Rejected("interrupted by other text" if blocks else "not in the form")
-    letters = {"Subquestion": "q", "Solution": "s", "Answer": "a"}
-    kinds = "".join(letters[kind] for kind, _ in blocks[-1])
-    if not re.fullmatch(FORMS[role], kinds):
+        elif line and not line.startswith("```"):
+            lines.append(("other", line))
+    # One letter a line. Other text may surround the dialogue and complete drafts before it.
+    letters = {"Subquestion": "q", "Solution": "s", "Answer": "a", "other": "-"}
+    kinds = "".join(letters[label] for label, _ in lines)
+    match = re.fullmatch(f"-*([qsa]*a-+)*(?P<dialogue>{FORMS[role]})-*", kinds)
+    if not match:
         raise Rejected(f"not in the form: the lines are {kinds}")
-    return {kind: [text for k, text in blocks[-1] if k == kind] for kind in letters}
+    said = {"Subquestion": [], "Solution": [], "Answer": []}
+    for label, text in lines[match.start("dialogue"):match.end("dialogue")]:
+        said[label].append(text)
+    return said
 
-def dig(value, *path):
-    """value[path[0]][path[1]]..., or None where there is no such thing."""
-    for key in path:
-        try:
-            value = value[key]
-        except (KeyError, IndexError, TypeError):
-            return None
-    return value
+# The finish reasons that we know, and why such a reply is not kept.
+ENDS = {"stop": None, "length": "cut off", "max_tokens": "cut off", "content_filter": "filtered"}
 
-def read_reply(reply) -> tuple[str, str]:
-    """(text, finish reason) of a chat completion. Reasoning with a field of its own is not read."""
-    content = dig(reply, "choices", 0, "message", "content")
-    if isinstance(content, list):    # of parts, some of which may be reasoning
-        texts = [part for part in content if dig(part, "type") == "text"]
-        content = "".join(str(dig(part, "text") or "") for part in texts)
+def read_reply(reply) -> tuple[str, str | None]:
+    """(text, why it cannot be kept) of a chat completion. Reasoning in other fields is not read."""
+    try:
+        choice = reply["choices"][0]
+        content, finish = choice["message"].get("content"), choice.get("finish_reason")
+        if isinstance(content, list):    # of parts, some of which may be reasoning
+            content = "".join(part["text"] for part in content if part["type"] == "text")
+    except (KeyError, IndexError, TypeError, AttributeError):
+        return "", "broken"
     text = str(content or "").encode("utf-8", "replace").decode()    # no half surrogate pairs
-    return text, str(dig(reply, "choices", 0, "finish_reason") or "stop").lower()
+    return text, ENDS.get(str(finish or "stop").lower().partition(":")[0], "broken")
 
 # ------------------------------------------------------------ judging it
 
-WORDS = ("zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen "
-         "fifteen sixteen seventeen eighteen nineteen "
-         "twenty thirty forty fifty sixty seventy eighty ninety").split()
-
 def judge(problem: Problem, reply: dict, mode: str, teacher: str) -> Problem:
     """The record that is kept of a reply, or Rejected. What is kept is clean by construction."""
-    text, finish = read_reply(reply)
+    text, fault = read_reply(reply)
     if "refused" in reply:
-        raise Rejected(f"refused by the server: {reply['refused']}")
-    if finish.startswith(("length", "max_tokens")):
-        raise Rejected("cut off")
-    if finish.startswith("content_filter"):
-        raise Rejected("filtered")
+        fault = f"refused by the server: {reply['refused']}"
+    if fault:
+        raise Rejected(fault)
     role = find_role(problem, mode)
     said = read_dialogue(text, role)
     solutions = said["Solution"]
@@ -209,21 +191,21 @@ def judge(problem: Problem, reply: dict, mode: str, teacher: str) -> Problem:
 
 def judge_solutions(problem, steps, answers) -> list[Step]:
     """The steps that calculate something, all of it right, and lead to the gold answer."""
-    kept, result, stated = [], None, find_numbers(problem.problem)
+    kept, results, stated = [], [], find_numbers(problem.problem)
     for step in steps:
-        results = check_calculations(step.solution)
-        said = find_numbers(step.solution)
+        found, numbers = check_calculations(step.solution), find_numbers(step.solution)
+        results += found
         # A step that only repeats numbers of the problem is left out, but never the last one.
-        repeats = said and said <= stated and "=" not in step.solution and step is not steps[-1]
-        if results or problem.answer in ("yes", "no"):
+        repeats = numbers and numbers <= stated and "=" not in step.solution
+        if found or problem.answer in ("yes", "no"):
             kept.append(step)
-        elif not repeats:
+        elif not repeats or step is steps[-1]:
             raise Rejected(f"a solution without a calculation: {step.solution}")
-        result = results[-1] if results else result
     # The line with the answer may be missing where the last result is the answer.
-    answer = extract_answer(f"Answer: {answers[0]}") if answers else result
-    if not kept or answer is None:
-        raise Rejected("no answer" if kept else "no calculation")
+    said = (results + answers)[-1:]
+    answer = extract_answer(f"Answer: {said[0]}") if said else None
+    if answer is None:
+        raise Rejected("no answer")
     if not same_answer(answer, problem.answer):
         raise Rejected(f"wrong answer: {answer}, not {problem.answer}")
     return kept
@@ -245,14 +227,21 @@ def check_calculations(solution: str) -> list[str]:
         limit = 0.500001 / 10**n_decimals if n_decimals else 0
         if difference is None or abs(float(difference)) > limit:
             raise Rejected(f"false arithmetic: {expression}={result}")
+        # All arithmetic before it counts, so that it is not cut out of a larger equation.
         before = re.search(r"[-\d\s.,+*/^()%$=×÷−]*$", solution[:match.start()])[0]
-        before, same = (re.sub(r"[\s$]", "", text).lstrip(".,") for text in (before, expression))
+        before = re.sub(r"[\s$]", "", before).lstrip(".,")
+        same = re.sub(r"[\s$]", "", expression).lstrip(".,")
         after = re.match(rf"\$?(-?(?:{NUMBER}))(?!\s*[*/+^=])", solution[match.end():])
         if before != f"{same}=" or not after or after[1] != result:
             raise Rejected(f"an annotation that does not fit its text: {solution}")
         if re.search(r"[\d)%]\s*[-+*/×÷−]", expression):    # not so in <<5=5>>
             results.append(result)
     return results
+
+SMALL = ("zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen "
+         "fifteen sixteen seventeen eighteen nineteen").split()
+TENS = "twenty thirty forty fifty sixty seventy eighty ninety".split()
+VALUES = dict(zip(SMALL, range(20))) | dict(zip(TENS, range(20, 100, 10)))
 
 def find_numbers(text: str) -> set[str]:
     """
@@ -262,10 +251,9 @@ def find_numbers(text: str) -> set[str]:
     ['1000', '25', '6']
     """
     found = {calculate(number) for number in re.findall(NUMBER, text)}
-    values = {word: n if n < 20 else 10 * n - 180 for n, word in enumerate(WORDS)}
     for word in re.findall("[a-z]+(?:-[a-z]+)?", text.lower()):
-        if word != "one" and all(part in values for part in word.split("-")):
-            found.add(str(sum(values[part] for part in word.split("-"))))
+        if word != "one" and all(part in VALUES for part in word.split("-")):
+            found.add(str(sum(VALUES[part] for part in word.split("-"))))
     return found
 
 def judge_questions(problem, steps) -> None:
@@ -278,289 +266,213 @@ def judge_questions(problem, steps) -> None:
         if (find_numbers(step.question) - stated) & results:
             raise Rejected(f"a subquestion gives a result away: {step.question}")
 
-# ------------------------------------------------------------ the server
-
-class Failed(Exception):
-    """A request without a reply that can be used. `wait`: seconds that the server asks for."""
-
-    def __init__(self, message, status=0, again=True, wait=0.0):
-        super().__init__(message)
-        self.status, self.again, self.wait = status, again, wait
-
-class Stop(Exception):
-    """The run ends; what is on disk stays."""
-
-class Server:
-    """An OpenAI-compatible chat server, which all threads share."""
-
-    def __init__(self, args):
-        self.url, self.timeout = normal_url(args.base_url or OPENAI), args.timeout
-        self.key = os.environ.get("OPENAI_API_KEY", "").strip()
-        self.body = {"model": args.teacher, "stream": False, "temperature": TEMPERATURE,
-                     "max_tokens": MAX_TOKENS} | (args.body or {})
-        self.session = requests.Session()
-        self.session.mount("http", HTTPAdapter(pool_maxsize=args.workers))
-        self.session.auth = lambda request: request    # else a .netrc would replace the key
-        if self.key:
-            self.session.headers["Authorization"] = f"Bearer {self.key}"
-        self.stopping, self.not_before = threading.Event(), 0.0
-
-    def make_body(self, messages, sample, room):
-        """The JSON of a request. The first sample is greedy; a reply cut off gets more room."""
-        body = {"messages": messages, "seed": sample} | self.body
-        if sample == 0 and body["temperature"] is not None:
-            body["temperature"] = 0.0
-        for name in ("max_tokens", "max_completion_tokens"):
-            if body.get(name):
-                body[name] *= room
-        return {name: value for name, value in body.items() if value is not None}
-
-    def ask(self, body) -> dict:
-        """The reply to one request, after several attempts if need be. Else Failed or Stop."""
-        for attempt in range(ATTEMPTS):
-            self.pause(self.not_before - time.time())
-            try:
-                return self.post(body)
-            except Failed as failed:
-                error = failed
-            if error.status in (401, 402, 403, 404) or "insufficient_quota" in str(error):
-                raise Stop(error)
-            if not error.again:
-                break
-            wait = error.wait or min(60, FIRST_WAIT * 2**attempt) * random.uniform(0.5, 1)
-            if wait > 60:
-                print(f"The server asks to wait for {wait:,.0f} s: {error}", flush=True)
-            if error.status == 429:    # all threads wait
-                self.not_before = max(self.not_before, time.time() + wait)
-            else:
-                self.pause(wait)
-        raise error
-
-    def post(self, body) -> dict:
-        """One exchange: the reply, or Failed."""
-        try:
-            response = self.session.post(f"{self.url}/chat/completions", json=body,
-                                         timeout=(10, self.timeout))
-        except requests.RequestException as error:
-            raise Failed(f"no reply ({type(error).__name__})") from None
-        try:
-            reply = response.json()
-        except ValueError:
-            reply = None
-        status, headers = response.status_code, response.headers
-        if status == 200 and is_complete(reply):
-            return reply
-        text = clean(re.sub("(?s)<style.*?</style>|<[^>]*>", " ", response.text))[:300]
-        text = text.replace(self.key, "***") if self.key else text
-        again = status in (200, 408, 409, 429) or status >= 500
-        again = {"true": True, "false": False}.get(headers.get("x-should-retry"), again)
-        raise Failed(f"{status} {text}", status, again, read_wait(headers))
-
-    def pause(self, seconds):
-        if self.stopping.wait(max(0, seconds)):
-            raise Stop("stopped")
-
-def is_complete(reply) -> bool:
-    """Whether a reply is worth keeping: no error inside, and it ended for a reason that we know."""
-    if dig(reply, "choices") is None or dig(reply, "error") or dig(reply, "choices", 0, "error"):
-        return False
-    return read_reply(reply)[1].startswith(("stop", "length", "max_tokens", "content_filter"))
-
-def read_wait(headers) -> float:
-    """The seconds that a server asks to wait, at most an hour; 0 where it does not say."""
-    try:
-        if "retry-after-ms" in headers:
-            return min(float(headers["retry-after-ms"]) / 1000, 3600)
-        return min(Retry().parse_retry_after(headers["retry-after"]), 3600)    # seconds, or a date
-    except (KeyError, ValueError, InvalidHeader):
-        return 0.0
-
-def normal_url(text: str) -> str:
-    """
-    The address as given; a bare host gets /v1.
-
-    >>> normal_url("localhost:8080"), normal_url("https://host/inference/")
-    ('http://localhost:8080/v1', 'https://host/inference')
-    """
-    url = text if "://" in text else f"http://{text}"
-    url = url.rstrip("/").removesuffix("/chat/completions")
-    return url if urlsplit(url).path else f"{url}/v1"
-
 # ------------------------------------------------------------ the run
 
-# What the replies so far make of a problem.
-#   kept         the record, or None
-#   next_sample  the number of the reply to ask for, or None: nothing more is asked
-#   room         2: that reply may have twice as many tokens, because one was cut off; else 1
-#   rejected     [(sample, reason, text)]
-Outcome = namedtuple("Outcome", "kept next_sample room rejected")
+class Stop(Exception):
+    """Nothing more is asked; what is on disk stays."""
+
+class Run:
+    """The problems of one command, what becomes of them, and what all threads share."""
+
+    def __init__(self, args, problems, rows, path=None):
+        self.args, self.problems, self.path = args, problems, path
+        self.lock, self.stopping = threading.Lock(), threading.Event()
+        self.kept, self.missing = {}, {}    # both by the id of a problem
+        self.rejected = {problem.id: [] for problem in problems}
+        self.has_asked = False
+        self.not_before = 0.0    # the time of the next request
+        self.n_replies = self.tokens_in = self.tokens_out = 0
+        self.on_disk = {self.key(row): row for row in rows}
+        # What the replies cost, and the requests without a reply at most.
+        self.spent = sum(self.count(row["reply"]) for row in rows)
+
+    def key(self, row) -> tuple:
+        """What a reply on disk has in common with the one that is wanted."""
+        names = ["id", "sample", "problem_sha256"]
+        if not self.args.replay:    # it takes any prompt
+            names += ["messages_sha256", "request_sha256", "teacher"]
+        return tuple(row.get(name) for name in names)
+
+    def annotate_all(self):
+        """The first request goes alone, since a wrong key shows there; then many at a time."""
+        todo = list(self.problems)
+        while todo and not self.has_asked:
+            self.annotate(todo.pop(0))
+        if self.has_asked and not self.n_replies:
+            raise SystemExit(f"{self.args.base_url}: {', '.join(self.missing.values())}\n"
+                             f"  Is it running? Does it have a model {self.args.teacher!r}? "
+                             "The key is read from OPENAI_API_KEY.")
+        start = time.time()
+        with ThreadPoolExecutor(self.args.workers) as pool:
+            futures = [pool.submit(self.annotate, problem) for problem in todo]
+            try:
+                for n, _ in enumerate(as_completed(futures), 1):
+                    if n % 10 == 0 or n == len(todo):
+                        left = int((len(todo) - n) * (time.time() - start) / n)
+                        print(f"{n:6,}/{len(todo):,} problems | {self.n_replies:,} replies | "
+                              f"{self.spent:.4f} spent | {left // 60}:{left % 60:02d} left",
+                              flush=True)
+            except KeyboardInterrupt:
+                self.stopping.set()
+                print("\ninterrupted: waiting for the requests under way", flush=True)
+
+    def annotate(self, problem):
+        """Settle a problem. Whatever happens, the run goes on with the others."""
+        try:
+            self.judge_replies(problem)
+        except Exception as error:
+            self.missing[problem.id] = str(error)
+            if isinstance(error, (Stop, OSError)):    # OSError: a reply cannot be written
+                self.stopping.set()
+
+    def judge_replies(self, problem):
+        """Judge the replies to a problem until one is kept; ask for those that are not on disk."""
+        n_tries, room = self.args.tries, 1
+        messages = make_messages(problem, self.args.mode, self.args.dataset)
+        request = [self.args.base_url, make_body(self.args, [])]
+        for sample in itertools.count():
+            row = {"id": problem.id, "sample": sample, "problem_sha256": sha16(problem.problem),
+                   "messages_sha256": sha16(json.dumps(messages)),
+                   "request_sha256": sha16(json.dumps(request)), "teacher": self.args.teacher}
+            if self.key(row) in self.on_disk:
+                row = self.on_disk[self.key(row)]
+            elif sample < n_tries:
+                self.ask(row, make_body(self.args, messages, sample, room))
+            else:
+                return
+            try:
+                self.kept[problem.id] = judge(problem, row["reply"], self.args.mode, row["teacher"])
+                return
+            except Rejected as error:
+                reason = str(error)
+            self.rejected[problem.id].append(
+                {"id": problem.id, "sample": sample, "reason": reason,
+                 "text": read_reply(row["reply"])[0], "answer": problem.answer})
+            if reason == "cut off" and room == 1:    # that was no try; the next has twice the room
+                n_tries, room = n_tries + 1, 2
+            if reason.startswith(("filtered", "refused")):    # it would be again
+                return
+
+    def ask(self, row, body):
+        """Add the reply to a row, and write it to disk before anything is done with it."""
+        n_out = body.get("max_tokens") or body.get("max_completion_tokens") or 0
+        # A careful guess for the prompt: English has 3 to 4 characters a token.
+        at_most = self.cost(len(json.dumps(body["messages"])) // 3, n_out)
+        with self.lock:
+            if self.args.budget is not None and self.spent + at_most > self.args.budget:
+                raise Stop(f"the budget of {self.args.budget:g} would be exceeded")
+            self.spent += at_most
+        if self.args.replay or self.args.dry_run:
+            raise RuntimeError("the recording holds fewer replies")
+        self.has_asked = True
+        row["reply"] = self.request(body)
+        if "refused" in row["reply"] and not self.n_replies:    # it is not this problem's fault
+            raise Stop(row["reply"]["refused"])
+        with self.lock, open(self.path, "ab") as file:
+            file.write(to_line(row))
+            self.spent += self.count(row["reply"]) - at_most
+
+    def request(self, body) -> dict:
+        """
+        The reply to a request, after several attempts if need be; {"refused": reason} where the
+        server will never answer this one. Raises Stop, or RuntimeError if no attempt succeeds.
+        """
+        next_time = 0.0
+        for attempt in range(ATTEMPTS):
+            pause = max(next_time, self.not_before) - time.time()
+            if self.stopping.wait(max(0, pause)):
+                raise Stop("the run has stopped")
+            status, text, wait = post(self.args, body)    # wait: 0 if the server names no time
+            if status == 200 and is_whole(text):
+                return json.loads(text)
+            error = f"{status or 'no reply'} {clean(text)[:300]}"
+            if status in (401, 402, 403, 404) or "insufficient_quota" in text:
+                raise Stop(error)
+            if 400 <= status < 500 and status not in (408, 409, 429):    # too long, say
+                return {"refused": error}
+            wait = wait or min(60, FIRST_WAIT * 2**attempt) * random.uniform(0.5, 1)
+            next_time = time.time() + wait
+            if status == 429:    # all threads wait
+                self.not_before = max(self.not_before, next_time)
+        raise RuntimeError(error)
+
+    def count(self, reply) -> float:
+        """Count what a reply has used; its cost."""
+        usage = reply["usage"] if isinstance(reply.get("usage"), dict) else {}
+        n_in, n_out = usage.get("prompt_tokens") or 0, usage.get("completion_tokens") or 0
+        # Some servers count the tokens of hidden reasoning in the total only.
+        n_out = max(n_out, (usage.get("total_tokens") or 0) - n_in)
+        self.n_replies += 1
+        self.tokens_in += n_in
+        self.tokens_out += n_out
+        return self.cost(n_in, n_out)
+
+    def cost(self, n_in, n_out) -> float:
+        price_in, price_out = self.args.price
+        return (n_in * price_in + n_out * price_out) / 1e6
+
+def make_body(args, messages, sample=0, room=1) -> dict:
+    """The JSON of a request for `room` times as many tokens. The first sample is greedy."""
+    body = {"model": args.teacher, "messages": messages, "seed": sample, "stream": False,
+            "temperature": TEMPERATURE if sample else 0.0, "max_tokens": MAX_TOKENS} | args.body
+    for name in ("max_tokens", "max_completion_tokens"):
+        if body.get(name):
+            body[name] *= room
+    return {name: value for name, value in body.items() if value is not None}
+
+def post(args, body) -> tuple[int, str, float]:
+    """(status, text, seconds to wait) of one exchange; the status is 0 if there was none."""
+    key = os.environ.get("OPENAI_API_KEY", "").strip()
+    headers = {"Authorization": f"Bearer {key}"} if key else {}
+    try:
+        response = requests.post(
+            f"{args.base_url}/chat/completions", json=body, timeout=(10, args.timeout),
+            headers=headers, auth=lambda request: request)    # no .netrc replaces the key
+    except requests.RequestException as error:
+        return 0, type(error).__name__, 0.0
+    text = response.content.decode("utf-8", "replace")
+    try:
+        wait = Retry().get_retry_after(response) or 0.0    # seconds; a server may send a date
+    except (InvalidHeader, ValueError):
+        wait = 0.0
+    return response.status_code, text.replace(key, "***") if key else text, min(wait, 3600)
+
+def is_whole(text) -> bool:
+    """Whether a text is a chat completion that ended for a reason that we know."""
+    try:
+        return read_reply(json.loads(text))[1] != "broken"
+    except ValueError:
+        return False
 
 def sha16(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
-class Run:
-    """The problems of one command, and every reply about them. A replay is a run without server."""
-
-    def __init__(self, args, problems, rows, server=None):
-        self.args, self.problems, self.server = args, problems, server
-        self.lock, self.missing, self.why = threading.Lock(), {}, None
-        self.calls, self.tokens_in, self.tokens_out, self.reserved = 0, 0, 0, 0.0
-        self.replies = {}    # {(problem id, sample): row}
-        by_id = {problem.id: problem for problem in problems}
-        for row in rows:
-            self.count(row)
-            if row["id"] in by_id:
-                # A run goes on only with replies to the same question. A replay takes any prompt.
-                asked = self.describe(by_id[row["id"]])
-                if all(row.get(key) == value for key, value in asked.items()):
-                    self.replies[row["id"], row["sample"]] = row
-
-    def messages(self, problem):
-        return make_messages(problem, self.args.mode, self.args.dataset)
-
-    def describe(self, problem) -> dict:
-        """All that shapes a reply, besides the number of the sample."""
-        what = {"problem_sha256": sha16(problem.problem)}
-        if self.server:
-            request = json.dumps([self.server.url, self.server.body], sort_keys=True)
-            what |= {"messages_sha256": sha16(json.dumps(self.messages(problem))),
-                     "request_sha256": sha16(request), "teacher": self.args.teacher}
-        return what
-
-    def settle(self, problem) -> Outcome:
-        """Judge the replies about a problem, sample by sample. Nothing is asked here."""
-        rejected, room, n_tries = [], 1, self.args.tries
-        for sample in itertools.count():
-            row = self.replies.get((problem.id, sample))
-            if row is None:
-                return Outcome(None, sample if sample < n_tries else None, room, rejected)
-            try:
-                kept = judge(problem, row["reply"], self.args.mode, row["teacher"])
-                return Outcome(kept, None, room, rejected)
-            except Rejected as error:
-                reason = str(error)
-            rejected.append((sample, reason, read_reply(row["reply"])[0]))
-            if reason == "cut off" and room == 1:    # once more, with twice the room
-                room, n_tries = 2, n_tries + 1
-            if reason.startswith(("filtered", "refused")):    # it would be again
-                n_tries = 0
-
-    def work(self, problem):
-        """Ask until the problem is settled. Whatever happens, the run goes on with the others."""
-        try:
-            while (outcome := self.settle(problem)).next_sample is not None:
-                self.ask(problem, outcome.next_sample, outcome.room)
-        except Stop as stop:
-            self.stop(str(stop))
-        except Exception as error:
-            self.missing[problem.id] = str(error) if isinstance(error, Failed) else repr(error)
-
-    def ask(self, problem, sample, room):
-        """One more reply, on disk before it is looked at."""
-        body = self.server.make_body(self.messages(problem), sample, room)
-        most = self.price(count_tokens(json.dumps(body)), body.get("max_tokens", 0)
-                          + body.get("max_completion_tokens", 0))
-        with self.lock:
-            if self.args.budget is not None and self.cost() + most > self.args.budget:
-                raise Stop(f"the budget of {self.args.budget:g} would be exceeded")
-            self.reserved += most
-        row = {"id": problem.id, "sample": sample} | self.describe(problem)
-        try:
-            row["reply"] = self.server.ask(body)
-        except Failed as error:
-            if error.status not in (400, 413, 422) or not self.calls:
-                # A reply that got lost may be billed: its price stays reserved.
-                self.reserved -= most if error.status > 200 else 0
-                raise
-            row["reply"] = {"refused": str(error)}    # among good ones: it is too long, or filtered
-        with self.lock:
-            self.write(row)
-            self.replies[problem.id, sample] = row
-            self.reserved -= most
-            self.count(row)
-
-    def write(self, row):
-        data = (json.dumps(row, ensure_ascii=False) + "\n").encode()
-        try:
-            if self.file.write(data) < len(data):
-                raise OSError("the disk is full")
-        except OSError as error:
-            raise Stop(f"the replies cannot be written: {error}") from None
-
-    def count(self, row):
-        n_in, n_out, total = (dig(row, "reply", "usage", f"{kind}_tokens") or 0
-                              for kind in ("prompt", "completion", "total"))
-        self.calls += 1
-        self.tokens_in += n_in
-        # Some servers count the tokens of the reasoning in the total only; some count nothing.
-        self.tokens_out += max(n_out, total - n_in) or count_tokens(read_reply(row["reply"])[0])
-
-    def price(self, n_in, n_out) -> float:
-        price_in, price_out = self.args.price or (0, 0)
-        return (n_in * price_in + n_out * price_out) / 1e6
-
-    def cost(self) -> float:
-        return self.price(self.tokens_in, self.tokens_out) + self.reserved
-
-    def stop(self, why):
-        self.why = self.why or why
-        self.server.stopping.set()
-
-    def work_all(self, queue):
-        """Ask about the first problem alone, since a wrong key shows there; then many at a time."""
-        start = shown = time.time()
-        self.work(queue[0])
-        if not self.calls:
-            raise SystemExit(f"{self.server.url}: {self.why or self.missing[queue[0].id]}\n"
-                             f"  Is it running? Does it have a model {self.args.teacher!r}? "
-                             "The key is read from OPENAI_API_KEY.")
-        with ThreadPoolExecutor(self.args.workers) as pool:
-            futures = [pool.submit(self.work, problem) for problem in queue[1:]]
-            try:
-                for n, _ in enumerate(as_completed(futures), 2):
-                    if time.time() - shown > 1 or n == len(queue):
-                        shown = time.time()
-                        left = int((len(queue) - n) * (shown - start) / n)
-                        print(f"{n:6,}/{len(queue):,} problems | {self.calls:,} replies | "
-                              f"{self.cost():.4f} spent | {left // 60}:{left % 60:02d} left",
-                              flush=True)
-            except KeyboardInterrupt:
-                self.stop("interrupted")
-                print("\nWaiting for the requests under way.", flush=True)
-
-def count_tokens(text) -> int:
-    return len(text) // 3    # a careful guess: English with numbers has 3 to 4 characters a token
+def to_line(row: dict) -> bytes:
+    return (json.dumps(row) + "\n").encode()
 
 def finish(run, out) -> int:
     """Write what is kept and rejected, say what came of it; 1 if problems are missing, else 0."""
-    kept, rejected, reasons, missing = [], [], Counter(), Counter()
-    for problem in run.problems:
-        outcome = run.settle(problem)
-        if outcome.kept:
-            kept.append(outcome.kept.to_json() + "\n")
-        if outcome.next_sample is not None:
-            missing[run.missing.get(problem.id, run.why)] += 1
-        for sample, reason, text in outcome.rejected:
-            reasons[reason.partition(":")[0]] += 1
-            row = {"id": problem.id, "sample": sample, "reason": reason, "text": text}
-            rejected.append(json.dumps(row | {"answer": problem.answer}, ensure_ascii=False) + "\n")
-    replace_file(out, "".join(kept).encode())
-    replace_file(out.with_suffix(".rejected.jsonl"), "".join(rejected).encode())
-    n, n_missing = len(run.problems), missing.total()
-    print(f"kept      {len(kept):,} of {n:,} problems -> {out}\nrejected  "
-          f"{n - len(kept) - n_missing:,} problems; {len(rejected):,} replies in all:")
+    kept = [run.kept[problem.id] for problem in run.problems if problem.id in run.kept]
+    rejected = [row for rows in run.rejected.values() for row in rows]
+    replace_file(out, *(f"{record.to_json()}\n".encode() for record in kept))
+    replace_file(out.with_suffix(".rejected.jsonl"), *map(to_line, rejected))
+    print(f"{len(kept):,} of {len(run.problems):,} problems are kept: {out}")
+    reasons = Counter(row["reason"].partition(":")[0] for row in rejected)
     for reason, n in reasons.most_common():
-        print(f"  {n:8,}  {reason}")
-    print(f"missing   {n_missing:,} problems")
-    for why, n in missing.most_common():
-        print(f"  {n:8,}  {why}")
-    cost = f", cost {run.cost():.4f}" if run.args.price else ""
-    print(f"calls     {run.calls:,}: {run.tokens_in:,} tokens in, {run.tokens_out:,} out{cost}")
-    if n_missing and run.server:
+        print(f"{n:8,} replies rejected: {reason}")
+    for why, n in Counter(run.missing.values()).most_common():
+        print(f"{n:8,} problems missing: {why}")
+    print(f"{run.n_replies:,} replies, {run.tokens_in:,} tokens in, {run.tokens_out:,} out, "
+          f"cost {run.cost(run.tokens_in, run.tokens_out):.4f}")
+    if run.missing and not run.args.replay:
         print("The same command goes on where this one stopped.")
-    return int(n_missing > 0)
+    return 1 if run.missing else 0
 
 # ------------------------------------------------------------ the command
+
+def server_url(text):
+    url = text.rstrip("/")
+    return url if urlsplit(url).path else f"{url}/v1"    # a bare host
 
 def prices(text):
     price_in, price_out = map(float, text.split(","))
@@ -582,14 +494,15 @@ def parse_args(argv=None):
         help="socratic: subquestions and solutions; socratic-gt: what the record lacks, while the "
         "teacher sees the rest (gold solutions, gold subquestions, facts); cot: solutions only")
     add("--teacher", metavar="NAME", help="the model to ask, as its server calls it")
-    add("--base-url", metavar="URL", help=f"an OpenAI-compatible chat server (None: {OPENAI})")
-    add("--body", type=json_object, metavar="JSON", help="merged into every request; null "
-        'removes a field: \'{"max_tokens": null, "max_completion_tokens": 2000}\'')
+    add("--base-url", type=server_url, default=OPENAI, metavar="URL",
+        help="an OpenAI-compatible chat server")
+    add("--body", type=json_object, default="{}", metavar="JSON", help="merged into every request; "
+        'null removes a field: \'{"max_tokens": null, "max_completion_tokens": 2000}\'')
     add("--workers", type=positive, default=8, help="requests at a time")
     add("--tries", type=positive, default=3, help="replies to a problem until one is kept: the "
         f"first is greedy, the others are drawn at temperature {TEMPERATURE}")
     add("--timeout", type=float, default=300, help="seconds for one reply")
-    add("--price", metavar="IN,OUT", type=prices,
+    add("--price", type=prices, default="0,0", metavar="IN,OUT",
         help="what a million prompt tokens and a million reply tokens cost")
     add("--budget", type=float, help="stop before all replies on disk cost more (needs --price)")
     add("--dry-run", action="store_true", help="ask nothing; say what it would cost")
@@ -604,57 +517,43 @@ def read_row(line) -> dict:
         raise ValueError(f"a reply must be an object with {', '.join(sorted(keys))}")
     return row
 
-def open_replies(path):
-    """The file of replies, to append to. A last line that a kill has torn is cut off."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "ab+") as file:
-        file.seek(0)
-        file.truncate(file.read().rfind(b"\n") + 1)
-    return open(path, "ab", buffering=0)
-
 def main(args):
     """The exit status: 1 where problems are missing."""
-    name, is_file = run_name(args.dataset), args.dataset.endswith(".jsonl")
-    if args.budget is not None and not args.price:
+    name = run_name(args.dataset)
+    if args.budget is not None and not any(args.price):
         raise SystemExit("--budget needs the prices of a million tokens: --price IN,OUT")
-    replay = args.replay
-    if not (replay or args.teacher or args.dry_run):
-        if (args.dataset, args.mode, args.base_url) != ("demo", "socratic", None):
+    if not (args.replay or args.teacher):
+        if (args.dataset, args.mode, args.base_url) != ("demo", "socratic", OPENAI):
             raise SystemExit("Which teacher? Name the model as its server does: --teacher NAME\n"
                              "  The recorded one has seen demo problems only, in mode socratic.")
-        replay = RECORDING
-    split = args.split or ("all" if is_file else "train")
-    limit = args.limit or (40 if args.dataset == "demo" else None)
+        args.replay = RECORDING
+    split = args.split or ("all" if args.dataset.endswith(".jsonl") else "train")
+    limit = args.limit or (40 if name == "demo" else None)
     problems = load_problems(args.dataset, split, args.data_dir, limit)
     problems = [problem for problem in problems if problem.answer.strip()]
     if not problems:
         raise SystemExit(f"{name}/{split} holds no problem with a gold answer to judge a reply by.")
     suffix = "-valid" if split == "valid" else ""
     out = Path(args.out or f"annotations/{name}-{args.mode}{suffix}.jsonl").expanduser()
-    if replay:
-        rows = read_lines(replay, read_row)
+
+    path = Path(args.replay or out.with_suffix(".replies.jsonl"))
+    rows = []
+    if args.replay or path.exists():
+        rows = read_lines(path, read_row, may_be_torn=not args.replay)
+    if args.replay:    # it may be about some of the problems only
         seen = {row["id"] for row in rows}
-        run = Run(args, [problem for problem in problems if problem.id in seen], rows)
-        run.why = "the recording holds fewer replies"
-        return finish(run, out)
-    server, path = Server(args), out.with_suffix(".replies.jsonl")
-    rows = read_lines(path, read_row, may_be_torn=True) if path.exists() else []
-    run = Run(args, problems, rows, server)
-    queue = [problem for problem in problems if run.settle(problem).next_sample is not None]
+        problems = [problem for problem in problems if problem.id in seen]
+    elif not args.dry_run:
+        if args.base_url == OPENAI and not os.environ.get("OPENAI_API_KEY"):
+            raise SystemExit(f"{OPENAI} needs a key in the environment variable OPENAI_API_KEY.\n"
+                             "  Your own server needs none: --base-url http://localhost:11434")
+        replace_file(path, *map(to_line, rows))    # without a line that a kill has torn
+    run = Run(args, problems, rows, path)
+    run.annotate_all()
     if args.dry_run:
-        n_in = sum(count_tokens(json.dumps(run.messages(problem))) for problem in queue)
-        n_out = len(queue) * (run.tokens_out // run.calls if run.calls else 150)
-        cost = f"{run.price(n_in, n_out):,.2f}" if args.price else "unknown: give --price IN,OUT"
-        print(f"{len(problems):,} problems, {len(queue):,} to ask; with one try for each "
-              f"{n_in:,} tokens in, {n_out:,} out;\ncost {cost}; with all tries at most "
-              f"{args.tries} times as much")
+        print(f"{len(run.missing):,} problems to ask about; with one try for each, all replies "
+              f"cost at most {run.spent:.2f}")
         return 0
-    if server.url == OPENAI and not server.key:
-        raise SystemExit(f"{OPENAI} needs a key in the environment variable OPENAI_API_KEY.\n"
-                         "  A server of your own needs none: --base-url http://localhost:11434")
-    with open_replies(path) as run.file:
-        if queue:
-            run.work_all(queue)
     return finish(run, out)
 
 if __name__ == "__main__":

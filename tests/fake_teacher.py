@@ -55,7 +55,6 @@ QUOTA = {"code": "insufficient_quota", "type": "insufficient_quota"}
 FAULTS = {
     "429": error(429, "Rate limit reached", code="rate_limit_exceeded"),
     "429 Retry-After": error(429, "Rate limit reached", {"Retry-After": "1"}),
-    "429 retry-after-ms": error(429, "Rate limit reached", {"retry-after-ms": "300", "Retry-After": "60"}),
     "429 date": lambda h: error(429, "Slow down", {"Retry-After": formatdate(time.time() + 2, usegmt=True)})(h),
     "429 quota": error(429, "You exceeded your current quota", **QUOTA),
     "400": error(400, "This model's maximum context length is 512 tokens", code="context_length_exceeded"),
@@ -68,8 +67,6 @@ FAULTS = {
     "500": error(500, "The server had an error"),
     "500 text": body(500, {"error": "CUDA out of memory"}),
     "500 flat": body(500, {"object": "error", "message": "worker died", "code": 500}),
-    "500 final": error(500, "Never again", {"x-should-retry": "false"}),
-    "400 again": error(400, "A passing whim", {"x-should-retry": "true"}),
     "503 html": body(503, "<html><style>b {}</style><body><h1>503 Service Unavailable</h1></body></html>"),
     "200 html": body(200, "<html><body>Please log in to the network</body></html>"),
     "200 error": body(200, {"error": {"message": "Upstream is overloaded", "code": 502}}),

@@ -165,10 +165,10 @@ def test_replies_in_the_form_give_the_same_steps(text):
     (GOOD.replace("12 pens.", "12 pens.<|im_end|>"), "not in the form"), (GOOD.replace("12 pens.", "12 pens.[/INST]"), "not in"),
     (GOOD.replace("12 pens.", "12 pens. \\boxed{12}"), "not in the form"),
     (GOOD.replace("12 pens.", "12 pens. Solution: none"), "not in the form"),
-    (GOOD.replace("12 pens.", "12 pens.\nThat is a dozen."), "interrupted"),          # a second line
-    (GOOD.replace("Subquestion:", "Subquestion 1.1:"), "interrupted|not in the form"),
-    (GOOD.replace("Subquestion:", "subquestion:"), "interrupted|not in the form"), (GOOD.replace("Solution:", "A:"), "interrupted"),
-    (GOOD.replace("Subquestion:", "### Subquestion:"), "interrupted|not in the form"),
+    (GOOD.replace("12 pens.", "12 pens.\nThat is a dozen."), "not in the form: the lines are qs-qsa"),          # a second line
+    (GOOD.replace("Subquestion:", "Subquestion 1.1:"), "not in the form"),
+    (GOOD.replace("Subquestion:", "subquestion:"), "not in the form"), (GOOD.replace("Solution:", "A:"), "not in the form: the lines are q-q-a"),
+    (GOOD.replace("Subquestion:", "### Subquestion:"), "not in the form"),
     (GOOD.replace("\n", "  "), "not in the form"),                                    # all in one line
     (f"{GOOD}\nProblem: Tom has 3 dogs.\n{DRAFT.replace('7', '8').replace('3+4', '4+4')}", "wrong answer: 8"),
 ])
@@ -265,18 +265,16 @@ def test_a_reply_may_have_any_shape():
 
 KEPT, REJECTED, MISSING = "kept", "rejected", "missing"
 TABLE = [  # faults of the first requests about the second of two problems; how often it is asked; what comes of it; replies
-    (["429"], 2, KEPT, 1), (["429"] * 7, 8, KEPT, 1), (["429"] * 99, 8, MISSING, 0), (["429 retry-after-ms"], 2, KEPT, 1),
+    (["429"], 2, KEPT, 1), (["429"] * 7, 8, KEPT, 1), (["429"] * 99, 8, MISSING, 0),
     (["429 Retry-After 0"] * 2, 3, KEPT, 1), (["429 past"] * 2, 3, KEPT, 1),
     (["429 quota"], 1, MISSING, 0), (["401"], 1, MISSING, 0), (["403"], 1, MISSING, 0), (["404"], 1, MISSING, 0),
     (["400"], 1, REJECTED, 1), (["422"], 1, REJECTED, 1),     # among good requests: this one problem is too long
     (["408"], 2, KEPT, 1), (["409"], 2, KEPT, 1), (["500"], 2, KEPT, 1), (["500"] * 7, 8, KEPT, 1),
     (["500"] * 99, 8, MISSING, 0), (["500 text"], 2, KEPT, 1), (["500 flat"], 2, KEPT, 1),
-    (["500 final"], 1, MISSING, 0),                           # x-should-retry: false
-    (["400 again"], 2, KEPT, 1),                              # x-should-retry: true
     (["503 html"], 2, KEPT, 1), (["200 html"], 2, KEPT, 1), (["200 error"], 2, KEPT, 1), (["200 error 400"], 2, KEPT, 1),
     (["200 flat error"], 2, KEPT, 1), (["error inside"], 2, KEPT, 1), (["odd finish"], 2, KEPT, 1),
     (["odd finish"] * 99, 8, MISSING, 0),
-    (["empty choices"], 2, KEPT, 2), (["null content"], 2, KEPT, 2), (["empty content"], 2, KEPT, 2),
+    (["empty choices"], 2, KEPT, 1), (["null content"], 2, KEPT, 2), (["empty content"], 2, KEPT, 2),
     (["empty content"] * 3, 3, REJECTED, 3),
     (["length"], 2, KEPT, 2), (["MAX_TOKENS"], 2, KEPT, 2), (["length"] * 9, 4, REJECTED, 4),
     (["content filter"], 1, REJECTED, 1),                     # it would be filtered again
@@ -295,7 +293,7 @@ def test_each_fault_is_asked_again_as_often_as_it_should(faults, n_asked, verdic
     assert len(rows) == 1 + n_replies and len(rejected) == 1 + n_replies - len(kept)
 
 def test_waits_are_those_that_the_server_names():
-    for fault, least, most in (("429 Retry-After", 1, 1.6), ("429 retry-after-ms", 0.3, 0.7), ("429 date", 0.9, 2.8)):
+    for fault, least, most in (("429 Retry-After", 1, 1.6), ("429 date", 0.9, 2.8)):
         with FakeTeacher(PROBLEMS, [fault]) as server:
             run(server, "--out", f"{fault[4:]}.jsonl")
         first, second = server.log
@@ -323,32 +321,32 @@ def test_the_first_reply_is_greedy_a_cut_one_gets_more_room_and_body_shapes_ever
         assert sent["max_completion_tokens"] == room
 
 def test_one_failed_problem_does_not_end_the_run():
-    with FakeTeacher(PROBLEMS, [None, "400", "500 final"]) as server:
+    with FakeTeacher(PROBLEMS, [None, "400", *["500"] * 8]) as server:
         status, kept, rejected, _ = run(server, limit=10)
         assert (status, len(kept)) == (1, 8) and rejected[0]["reason"].startswith("refused by the server: 400")
-        assert run(server, limit=10)[0] == 0 and len(server.log) == 11, "only the 500 is asked about again"
+        assert run(server, limit=10)[0] == 0 and len(server.log) == 10 + 8, "only the 500 is asked about again"
 
 def test_nothing_is_asked_and_nobody_waits_after_a_stop():
     with FakeTeacher(PROBLEMS, ["429 Retry-After"]) as server:
-        teacher = annotate.Server(annotate.parse_args(["--teacher", "fake", "--base-url", server.url]))
+        teacher = annotate.Run(annotate.parse_args(["--teacher", "fake", "--base-url", server.url]), [], [])
         threading.Timer(0.2, teacher.stopping.set).start()
         began = time.monotonic()
         for _ in range(2):
             with pytest.raises(annotate.Stop):
-                teacher.ask({"messages": [{"role": "user", "content": "Hello"}]})
+                teacher.request({"messages": [{"role": "user", "content": "Hello"}]})
             teacher.not_before = 0
         assert time.monotonic() - began < 0.8 and len(server.log) == 1
 
 # ---------------------------------------------------------------- nothing is paid for twice, nothing is lost
 
 def test_a_rerun_asks_only_for_what_is_missing():
-    with FakeTeacher(PROBLEMS, [None, "500 final", "wrong"]) as server:
+    with FakeTeacher(PROBLEMS, [None, *["500"] * 8, "wrong"]) as server:
         first = run(server, limit=10)
-        assert len(first[1]) == 9 and len(server.log) == 11
+        assert len(first[1]) == 9 and len(server.log) == 18
         second = run(server, limit=10)
-        assert len(second[1]) == 10 and len(server.log) == 12
+        assert len(second[1]) == 10 and len(server.log) == 19
         third = run(server, limit=10)
-        assert third == (0, *second[1:]) and len(server.log) == 12, "nothing is missing: nothing is asked"
+        assert third == (0, *second[1:]) and len(server.log) == 19, "nothing is missing: nothing is asked"
 
 @pytest.mark.parametrize("flags", [["--body", '{"temperature": 0.1}'], ["--body", '{"top_p": 0.9}'], ["--mode", "cot"],
                                    ["--teacher", "other"]])
@@ -430,7 +428,7 @@ def test_a_full_disk_stops_the_run_and_costs_what_was_under_way():
         process = start(server, preexec_fn=small)
         out, _ = process.communicate(timeout=20)
         n = len(server.log)
-        assert process.returncode == 1 and "cannot be written" in out and n < 24
+        assert process.returncode == 1 and re.search("File too large|disk is full", out) and n < 24
         stored = {row["id"] for row in map(json.loads, re.findall(".*}}\n", Path(
             "annotations/demo-socratic.replies.jsonl").read_text()))}
         assert n - 4 <= len(stored) < n
@@ -469,22 +467,21 @@ def test_a_wrong_key_or_name_shows_at_the_first_request(fault, says):
 def test_a_server_that_is_down_is_one_clear_message():
     with FakeTeacher(PROBLEMS) as server:
         pass
-    with pytest.raises(SystemExit, match="no reply .ConnectionError.\n  Is it running"):
+    with pytest.raises(SystemExit, match="no reply ConnectionError\n  Is it running"):
         run(server)
 
 def test_progress_and_summary(capsys):
-    with FakeTeacher(PROBLEMS, [None, "wrong", "500 final", "wrong", "false"], delay=0.02) as server:
+    with FakeTeacher(PROBLEMS, [None, "wrong", *["500"] * 8, "wrong", "false"]) as server:
         run(server, "--price", "100,1000", limit=24)
     out = capsys.readouterr().out
-    assert re.search(r"\n? +24/24 problems \| \d+ replies \| [\d.]+ spent \| 0:00 left\n", out)
-    assert "kept      23 of 24 problems -> annotations/demo-socratic.jsonl\n" in out
-    assert "rejected  0 problems; 3 replies in all:\n         2  wrong answer\n         1  false arithmetic\n" in out
-    assert 'missing   1 problems\n         1  500 {"error": {"message": "Never again"' in out
-    assert "calls     26: 10,400 tokens in, 1,560 out, cost 2.6000\nThe same command goes on" in out
+    assert re.search(r"\n? +23/23 problems \| \d+ replies \| [\d.]+ spent \| 0:00 left\n", out)
+    assert "23 of 24 problems are kept: annotations/demo-socratic.jsonl\n" in out
+    assert "       2 replies rejected: wrong answer\n       1 replies rejected: false arithmetic\n" in out
+    assert '       1 problems missing: 500 {"error": {"message": "The server had an error"' in out
+    assert "26 replies, 10,400 tokens in, 1,560 out, cost 2.6000\nThe same command goes on" in out
     assert all(len(line) <= 88 for line in out.splitlines() if "500" not in line)
 
-@pytest.mark.parametrize("path, asked", [("", "/v1"), ("/", "/v1"), ("/v1", "/v1"), ("/v1/", "/v1"), ("/inference", "/inference"),
-                                         ("/v1/chat/completions", "/v1")])
+@pytest.mark.parametrize("path, asked", [("", "/v1"), ("/", "/v1"), ("/v1", "/v1"), ("/v1/", "/v1"), ("/inference", "/inference")])
 def test_a_base_url_is_used_as_given_and_a_bare_host_gets_v1(path, asked):
     with FakeTeacher(PROBLEMS) as server:
         server.url += path
@@ -505,16 +502,16 @@ def test_the_budget_is_never_exceeded_and_a_larger_one_goes_on(capsys):
     with pytest.raises(SystemExit, match="--price"):
         run(server, "--budget", 1)
 
-def test_a_dry_run_asks_nothing_and_measures_what_is_there(capsys):
+def test_a_dry_run_asks_nothing_and_counts_what_is_missing(capsys):
     with FakeTeacher(PROBLEMS, ["wrong"], delay=0.05) as server:
         flags = ["--dry-run", "--price", "10,100", "--teacher", "fake", "--base-url", server.url, "--limit", "24"]
         assert annotate.main(annotate.parse_args(flags)) == 0
-        assert "24 to ask" in capsys.readouterr().out and not server.log and not Path("annotations").exists()
+        assert "24 problems to ask" in capsys.readouterr().out and not server.log and not Path("annotations").exists()
         run(server, limit=3)
         capsys.readouterr()
         annotate.main(annotate.parse_args(flags))
         out = capsys.readouterr().out
-        assert "24 problems, 21 to ask; with one try" in out and "1,260 out;\ncost 0." in out and "3 times" in out
+        assert "21 problems to ask" in out and re.search("cost at most 2.[3-5]", out)
         assert len(server.log) == 4
 
 def test_a_replay_gives_the_same_annotations_without_a_server_whatever_the_prompt(monkeypatch, capsys):
