@@ -32,8 +32,7 @@ class GPTConfig:    # the names are those of Hugging Face's config.json
     n_head: int = 12
     layer_norm_epsilon: float = 1e-5
 
-# Radford et al. (2019), table 2. Two are ours, to train from scratch on a few cores: `tiny` learns
-# most in minutes, `mini` in hours.
+# Radford et al. (2019), table 2; ours are `tiny`, which learns most in minutes, and `mini`.
 SIZES = {
     "tiny": GPTConfig(vocab_size=2048, n_embd=128, n_layer=4, n_head=8),
     "mini": GPTConfig(vocab_size=2048, n_embd=144, n_layer=8, n_head=9),
@@ -42,7 +41,7 @@ SIZES = {
     "gpt2-large": GPTConfig(n_embd=1280, n_layer=36, n_head=20),
     "gpt2-xl": GPTConfig(n_embd=1600, n_layer=48, n_head=25),
 }
-FROM_SCRATCH = ("tiny", "mini")    # nobody has released their weights
+FROM_SCRATCH, RELEASED = ("tiny", "mini"), ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")
 
 # ------------------------------------------------------------ the model
 
@@ -246,8 +245,7 @@ class KVCache:
         return position, visible
 
     def store(self, layer, k, v):
-        """Then, once a layer: add its k and v (R, H, T, D). Returns all of these rows' keys and
-        values (R, H, S, D), and what is visible."""
+        """Then, once a layer: add k, v (R, H, T, D). Returns all k, v (R, H, S, D) and visible."""
         keys, values, S = self.keys[layer], self.values[layer], self.visible.shape[-1]
         row = torch.arange(len(keys), device=k.device)[self.rows, None]             # (R, 1)
         keys[row, :, self.position] = k.transpose(1, 2)
@@ -343,9 +341,8 @@ CACHE = Path.home() / ".cache" / "socratic"
 
 def find_released(name):
     """The folder of a released GPT-2, downloaded if it is not there."""
-    released = [size for size in SIZES if size not in FROM_SCRATCH]
-    if name not in released:
-        raise SystemExit(f"{name} is neither a folder nor one of: {', '.join(released)}")
+    if name not in RELEASED:
+        raise SystemExit(f"{name} is neither a folder nor one of: {', '.join(RELEASED)}")
     folder = CACHE / name
     if not (folder / "model.safetensors").is_file():
         download(HUB.format(name=name), folder / "model.safetensors")
