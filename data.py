@@ -680,7 +680,9 @@ def recompute(calculations, new: dict[str, str]) -> dict[str, str] | None:
         value, old = calculate(text), calculate(result)
         if value is None or not is_exact(text, value) or Fraction(value) >= 1_000_000:
             return None
-        if ("." in value) > ("." in old) or (Fraction(value) > 0) != (Fraction(old) > 0):
+        if ("." in value) > ("." in old) or (value == "0") != (old == "0"):
+            return None
+        if Fraction(value) < 0 or Fraction(old) < 0:
             return None
         if new.setdefault(old, value) != value:
             return None
