@@ -8,12 +8,10 @@ How well, and where does it break? Students are scored on a test split.
     python eval.py --rescore A.jsonl B.jsonl        finished runs again, without students; the mean
 
 Reads   the students (see infer.py) and the problems of a split
-Writes  predictions/<name>.jsonl    the settings, then a dialogue a line, in batches. The name ends
-                                    in a key of all that shapes them (students, problems, flags,
-                                    code), so the same command goes on where it stopped
+Writes  predictions/<name>.jsonl    the settings, then a dialogue a line. The name ends in a key of
+                                    the settings, so the same command goes on where it stopped
         predictions/<name>.json     the scores
         predictions/report.html     scores, loss curves, dialogues grouped by where they broke
-Order   predictions, where it broke, scores, statistics, comparison, the report, the command
 """
 
 import argparse
@@ -30,10 +28,9 @@ from pathlib import Path
 
 from data import (DATASET_HELP, HERE, Step, clean, extract_answer, load_problems, positive,
                   read_lines, replace_file, run_name, same_answer, sha256_of)
-from infer import add_student_flags, find_students, load_students, pick_device, solve
+from infer import add_student_flags, find_students, load_students, solve
 
 SAMPLE_TEMPERATURE = 0.7    # of --samples
-CODE = ("data.py", "gpt.py", "infer.py", "eval.py")    # what shapes the predictions
 STAGES = {    # where a wrong answer broke (see `stage`)
     "cut off": "cut off before its end",
     "format": "format: right if read leniently",
@@ -50,17 +47,14 @@ def predict(args):
     """Solve the problems in batches; each goes to a file when it is done. Returns its path."""
     problems = load_problems(args.dataset, args.split, args.data_dir, args.limit)
     if not problems:
-        raise SystemExit(f"{args.dataset}/{args.split} holds no problem. A small file may have "
-                         "none in its test split; --split all scores all of it.")
+        raise SystemExit(f"{args.dataset}/{args.split} holds no problem. Try: --split all")
     folders = find_students(args.method, args.students, args.dataset, args.model)
-    header, records = make_header(args, folders, problems), []
-    key = sha256(json.dumps(header["settings"], sort_keys=True))[:8]
-    name = f"{run_name(args.dataset)}-{args.split}-{args.method}-{key}"
-    path = args.out.expanduser() / f"{name}.jsonl"
-    if path.exists():
-        header, records = read_predictions(path)
-        if len(records) == len(problems):
-            return path
+    header = make_header(args, folders, problems)
+    key = sha256(json.dumps(header["settings"]))[:8]
+    path = args.out / f"{run_name(args.dataset)}-{args.split}-{args.method}-{key}.jsonl"
+    records = read_run(path)[1] if path.exists() else []
+    if len(records) == len(problems):
+        return path
     # Where the file was cut, as a copy may be, the batch that was cut is solved again.
     del records[len(records) // args.batch_size * args.batch_size:]
     students = load_students(folders, args.device, args.dtype)
@@ -68,51 +62,64 @@ def predict(args):
     while len(records) < len(problems):
         batch = problems[len(records):len(records) + args.batch_size]
         records += solve_batch(args, batch, students)
-        replace_text(path, to_lines([header, *records]))
-        n_right = sum(is_right(record, record["gold"]) for record in records)
+        replace_file(path, *(json.dumps(line).encode() + b"\n" for line in (header, *records)))
+        share = sum(map(is_right, records)) / len(records)
         speed = (len(records) - n_first) / (time.time() - start)
         left = int((len(problems) - len(records)) / speed)
-        print(f"{len(records):5d}/{len(problems)} problems | right so far "
-              f"{n_right / len(records):6.1%} | {speed:5.1f} problems/s | "
-              f"{left // 60}:{left % 60:02d} left", flush=True)
+        print(f"{len(records):5d}/{len(problems)} problems | right so far {share:6.1%} | "
+              f"{speed:5.1f} problems/s | {left // 60}:{left % 60:02d} left", flush=True)
     return path
 
 def make_header(args, folders, problems):
-    """`settings`: all that shapes the predictions. `made`: where they come from."""
-    device, dtype = pick_device(args.device, args.dtype)
-    flags = ("dataset", "split", "method", "calculator", "samples", "diagnose", "batch_size")
-    settings = {flag: getattr(args, flag) for flag in flags} | {
-        "n": len(problems),
-        "problems_sha256": sha256("\n".join(problem.to_json() for problem in problems)),
-        "students": {role: sha256_of(f / "model.safetensors") for role, f in folders.items()},
-        "code_sha256": sha256("".join(sha256_of(HERE / name) for name in CODE)),
-        "device": device.type, "dtype": str(dtype).removeprefix("torch.")}
-    made = {"command": shlex.join(["python", "eval.py", *sys.argv[1:]]),
+    """The first line of a run. `settings` holds all that shapes the predictions."""
+    flags = ("dataset", "split", "method", "calculator", "samples", "diagnose", "batch_size",
+             "device", "dtype")
+    settings = {flag: getattr(args, flag) for flag in flags}
+    settings["n"] = len(problems)
+    settings["problems_sha256"] = sha256("\n".join(problem.to_json() for problem in problems))
+    for role, folder in folders.items():
+        settings[f"{role}_sha256"] = sha256_of(folder / "model.safetensors")
+    for name in ("data.py", "gpt.py", "infer.py", "eval.py"):
+        settings[f"{name}_sha256"] = sha256_of(HERE / name)
+    return {"settings": settings, "command": shlex.join(["python", "eval.py", *sys.argv[1:]]),
             "students": {role: str(folder) for role, folder in folders.items()}}
-    return {"settings": settings, "made": made}
 
 def sha256(text):
-    return hashlib.sha256(text.encode("utf-8", "replace")).hexdigest()
+    return hashlib.sha256(text.encode()).hexdigest()
+
+def read_run(path):
+    """(header, records, scores) of a file of predictions. A kill may have torn its last line."""
+    try:
+        header, *records = read_lines(path, may_be_torn=True)
+        if "settings" not in header:
+            raise ValueError("the first line should hold the settings")
+        return header, records, score(records)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise SystemExit(f"{path} holds no whole predictions: {error!r}.\n"
+                         "They are made with: python eval.py") from None
 
 def solve_batch(args, problems, students):
     """A record a problem: its dialogue, and all that is needed to score it without a student."""
     def run(problems, **options):
         options = {"calculator": args.calculator} | options
         dialogues = solve(problems, students, args.method, args.batch_size, **options)
-        return [dialogue.to_json() for dialogue in dialogues]
+        return [dialogue.to_json() | {"gold": dialogue.problem.answer} for dialogue in dialogues]
 
-    if args.samples > 1:
+    if args.samples == 1:
+        records = run(problems)
+    else:
         draws = [run(problems, seed=seed, temperature=SAMPLE_TEMPERATURE)
                  for seed in range(args.samples)]
         records = [elect(samples) for samples in zip(*draws)]
-    else:
-        records = run(problems)
     for record, problem in zip(records, problems):
-        # SVAMP has no steps, but a formula: as many steps as it has operators.
+        questions = [clean(step.question) for step in problem.steps]
+        # SVAMP has no steps, but a formula: every operator is a step.
         n_operators = len(re.findall(r" [-+*/] ", " ".join(problem.evidence[:1])))
-        record["gold"] = problem.answer
-        record["gold_steps"] = [vars(step) for step in problem.steps]
         record["n_steps"] = len(problem.steps) or n_operators
+        record["gold_steps"] = [vars(step) for step in problem.steps]
+        record["gold_subquestions"] = questions if all(questions) else []
+        record["subquestions"] = [turn["text"] for turn in record["turns"]
+                                  if turn["kind"] == "Subquestion"]
     if args.diagnose and args.samples == 1:
         diagnose(args, records, problems, run)
     return records
@@ -133,33 +140,6 @@ def vote(answers):
     votes = Counter(answer for answer in answers if answer is not None)
     return max(votes, key=votes.get, default=None)
 
-def read_predictions(path):
-    """(header, records) of a file."""
-    if not path.is_file():
-        raise SystemExit(f"{path} does not exist. Predictions are made with: python eval.py")
-    lines = read_lines(path, may_be_torn=True)
-    if not lines or "settings" not in lines[0]:
-        raise SystemExit(f"{path}:1: the first line should hold the settings. "
-                         "Is this a file of predictions?")
-    return lines[0], lines[1:]
-
-def to_lines(records):
-    return "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
-
-def replace_text(path, text):
-    replace_file(path, text.encode("utf-8", "replace"))    # half a surrogate pair becomes "?"
-
-def texts(record, kind):
-    return [turn["text"] for turn in record["turns"] if turn["kind"] == kind]
-
-def is_right(record, gold):
-    return same_answer(record["answer"], gold)
-
-def is_right_leniently(record, gold):
-    """If no answer was found, the last number (or yes or no) of all that was written counts."""
-    written = "\n".join(turn["text"] for turn in record["turns"])
-    return same_answer(record["answer"] or extract_answer(written, lenient=True), gold)
-
 # ------------------------------------------------------------ where did it break?
 
 def diagnose(args, records, problems, run):
@@ -168,49 +148,46 @@ def diagnose(args, records, problems, run):
     one. What the students then get right tells which part was to blame. Adds to each record its
     `oracles` {name: dialogue}:
 
-    calculator          on, for a wrong answer without it; off, for a right answer with it
-    gold subquestions   the solver writes the rest
-    gold solutions      to the decomposer's subquestions, if they are as many as gold's; the solver
-                        writes the answer alone
+    calculator on / off   off for a right answer with it, on for a wrong one without it; elsewhere
+                          the answer stays
+    gold subquestions     the solver writes the rest
+    gold solutions        to the decomposer's subquestions, if they are as many as gold's; the
+                          solver writes the answer alone
     """
-    switched, asked, solved = [], [], []    # (record, problem, given steps) for each oracle
+    switched = "calculator off" if args.calculator else "calculator on"
+    chosen = {switched: [], "gold subquestions": [], "gold solutions": []}
     for record, problem in zip(records, problems):
-        record["oracles"] = {}
-        if is_right(record, problem.answer) == args.calculator:
-            switched.append((record, problem, None))
-        steps, questions = problem.steps, texts(record, "Subquestion")
-        if args.method != "socratic" or not steps or not all(step.question for step in steps):
-            continue
-        asked.append((record, problem, [Step(step.question) for step in steps]))
-        if len(questions) == len(steps) and all(step.solution for step in steps):
-            given = [Step(ours, step.solution) for ours, step in zip(questions, steps)]
-            solved.append((record, problem, given))
-
-    solve_again("calculator", switched, run, calculator=not args.calculator)
-    solve_again("gold subquestions", asked, run)
-    solve_again("gold solutions", solved, run)
-
-def solve_again(name, chosen, run, **options):
-    """Solve the chosen [(record, problem, given steps)] in one batch, and file the dialogues."""
-    if not chosen:
-        return
-    records, problems, given = zip(*chosen)
-    if given[0] is not None:
-        options["given"] = given
-    for record, dialogue in zip(records, run(problems, **options)):
-        record["oracles"][name] = dialogue
+        record["oracles"] = {switched: {"answer": record["answer"], "gold": record["gold"]}}
+        if is_right(record) == args.calculator:
+            chosen[switched].append((record, problem, None))
+        ours, gold = record["subquestions"], record["gold_subquestions"]
+        if args.method == "socratic" and gold:
+            given = [Step(question) for question in gold]
+            chosen["gold subquestions"].append((record, problem, given))
+            solutions = [step.solution for step in problem.steps]
+            if len(ours) == len(gold) and all(solutions):
+                given = [Step(*step) for step in zip(ours, solutions)]
+                chosen["gold solutions"].append((record, problem, given))
+    for name, rows in chosen.items():
+        if rows:
+            broken, again, given = zip(*rows)
+            options = {"given": given}
+            if name == switched:
+                options = {"calculator": not args.calculator}
+            for record, dialogue in zip(broken, run(again, **options)):
+                record["oracles"][name] = dialogue
 
 def stage(record):
     """Where the dialogue broke: a key of STAGES, or "right"."""
-    gold, oracles = record["gold"], record.get("oracles", {})
-    if is_right(record, gold):
+    oracles = record.get("oracles", {})
+    right_with = {name for name, dialogue in oracles.items() if is_right(dialogue)}
+    if is_right(record):
         return "right"
     if record["ended"] != "finished":
         return "cut off"
-    if is_right_leniently(record, gold):
+    if is_right_leniently(record):
         return "format"
-    right_with = {name for name, dialogue in oracles.items() if is_right(dialogue, gold)}
-    if "calculator" in right_with:
+    if "calculator on" in right_with:
         return "arithmetic"
     if "gold subquestions" not in oracles:
         return "unknown"
@@ -220,91 +197,73 @@ def stage(record):
         return "answer"
     return "solver"
 
+def is_right(record):
+    return same_answer(record["answer"], record["gold"])
+
+def is_right_leniently(record):
+    """If no answer was found, the last number (or yes or no) of all that was written counts."""
+    written = "\n".join(turn["text"] for turn in record["turns"])
+    answer = record["answer"] or extract_answer(written, lenient=True)
+    return same_answer(answer, record["gold"])
+
 # ------------------------------------------------------------ scores: {section: {row: figure}}
 
-def score(records, settings):
+def score(records):
     """All figures of a run, from its predictions alone."""
-    unit = "operators" if settings["dataset"] == "svamp" else "steps"
     common = vote([record["gold"] for record in records])
-    accuracy, by_steps, changed, broke = {}, {}, {}, {}    # {row: [whether it is a hit, ...]}
+    scores, pairs = {}, []    # scores hold at first [whether it is a hit, ...] for each row
     for record in sorted(records, key=lambda record: record["n_steps"]):
-        gold, right = record["gold"], is_right(record, record["gold"])
-        note(accuracy, "right (strict)", right)
-        note(accuracy, "right (lenient)", right or is_right_leniently(record, gold))
-        note(accuracy, "an answer was found", record["answer"] is not None)
-        note(accuracy, f"always {common}, the most frequent", same_answer(common, gold))
-        if "samples" in record:
-            note(accuracy, "the first sample alone", is_right(record["samples"][0], gold))
-        note(by_steps, f"{record['n_steps']} {unit}", right)
-        if "oracles" in record:
-            note_oracles(changed, record, settings)
-    places = [stage(record) for record in records if not is_right(record, record["gold"])]
-    for name in STAGES:
-        if name in places:
-            broke[STAGES[name]] = [place == name for place in places]
-    scores = {"accuracy": counts(accuracy),
-              f"right (strict), by number of {unit}": counts(by_steps),
-              "where wrong answers broke": counts(broke),
-              "right (strict), with one thing changed": counts(changed),
-              "subquestions against gold": score_subquestions(records)}
-    return {section: rows for section, rows in scores.items() if rows}
+        for section, row, hit in judge(record, common):
+            scores.setdefault(section, {}).setdefault(row, []).append(hit)
+        if record["subquestions"] and record["gold_subquestions"]:
+            pairs.append((" ".join(record["subquestions"]), " ".join(record["gold_subquestions"])))
+    broke = [stage(record) for record in records if not is_right(record)]
+    for name, title in STAGES.items():
+        if name in broke:
+            rows = scores.setdefault("where wrong answers broke", {})
+            rows[title] = [place == name for place in broke]
+    for rows in scores.values():
+        for row, hits in rows.items():
+            low, high = wilson(sum(hits), len(hits))
+            rows[row] = {"right": sum(hits), "n": len(hits), "low": low, "high": high}
+    if pairs:
+        scores["subquestions against gold"]["BLEU-4"] = f"{bleu(pairs):.1f}"
+    return scores
 
-def note(rows, row, hit):
-    rows.setdefault(row, []).append(hit)
-
-def note_oracles(rows, record, settings):
-    """Is the answer right with one thing changed? Noted where gold has that thing."""
-    gold, oracles = record["gold"], record["oracles"]
-    # The calculator was switched only where that can matter. Elsewhere the answer stays.
-    switched = f"calculator {'off' if settings['calculator'] else 'on'}"
-    note(rows, switched, is_right(oracles.get("calculator", record), gold))
-    if "gold subquestions" not in oracles:
-        return
-    note(rows, "gold subquestions", is_right(oracles["gold subquestions"], gold))
-    if all(step["solution"] for step in record["gold_steps"]):
-        # They fit only as many subquestions. With another number the answer counts as wrong.
-        missing = {"answer": None}
-        note(rows, "gold solutions", is_right(oracles.get("gold solutions", missing), gold))
-
-def score_subquestions(records):
-    rows, pairs = {}, []
-    for record in records:
-        ours = [clean(text) for text in texts(record, "Subquestion")]
-        gold = [clean(step["question"]) for step in record["gold_steps"]]
-        if ours and gold and all(gold):
-            note(rows, "as many as gold", len(ours) == len(gold))
-            note(rows, "word for word gold", ours == gold)
-            pairs.append((" ".join(ours), " ".join(gold)))
-    return counts(rows) | ({"BLEU-4": f"{bleu(pairs):.1f}"} if pairs else {})
-
-def counts(rows):
-    """{row: how many of its hits are True, with the 95 % interval of their share}."""
-    figures = {}
-    for row, hits in rows.items():
-        low, high = wilson(sum(hits), len(hits))
-        figures[row] = {"right": sum(hits), "n": len(hits), "low": low, "high": high}
-    return figures
+def judge(record, common):
+    """What a dialogue adds to the scores: (section, row, whether it is a hit) for each row."""
+    yield "accuracy", "right (strict)", is_right(record)
+    yield "accuracy", "right (lenient)", is_right_leniently(record)
+    yield "accuracy", "an answer was found", record["answer"] is not None
+    yield "accuracy", f"always {common}, the most frequent", same_answer(common, record["gold"])
+    if "samples" in record:
+        yield "accuracy", "the first sample alone", is_right(record["samples"][0])
+    yield "right (strict), by number of steps", f"{record['n_steps']} steps", is_right(record)
+    for name, dialogue in record.get("oracles", {}).items():
+        yield "right (strict), with one thing changed", name, is_right(dialogue)
+    ours, gold = record["subquestions"], record["gold_subquestions"]
+    if ours and gold:
+        yield "subquestions against gold", "as many as gold", len(ours) == len(gold)
+        yield "subquestions against gold", "word for word gold", ours == gold
 
 def in_words(figure):
-    """(number, interval) of a figure, as the screen and the page print them. BLEU has no n."""
+    """A figure as the screen and the page print it. BLEU-4 is text already."""
     if isinstance(figure, str):
-        return figure, ""
-    percent = f"{figure['right'] / figure['n']:.1%}"
-    return (f"{figure['right']:,} of {figure['n']:,} = {percent:>6s}",
-            f"{figure['low']:.1%} to {figure['high']:.1%}")
+        return f"{figure:>22s}"
+    n_right, n = figure["right"], figure["n"]
+    number = f"{n_right:,} of {n:,} = {n_right / n:6.1%}"
+    return f"{number:>22s}    {figure['low']:6.1%} to {figure['high']:6.1%}"
 
-def show(header, scores):
+def show(settings, records, scores):
     """A run's scores on the screen."""
-    settings = header["settings"]
-    print(f"\n{settings['method']} on {settings['dataset']}/{settings['split']}: {settings['n']} "
-          f"problems, sha256 {settings['problems_sha256'][:12]}")
+    print(f"\n{settings['method']} on {settings['dataset']}/{settings['split']}: {len(records)} of "
+          f"{settings['n']} problems, sha256 {settings['problems_sha256'][:12]}")
     for section, rows in scores.items():
         print(f"\n{section:64s} 95 % interval")
         for row, figure in rows.items():
-            number, interval = in_words(figure)
-            print(f"  {row:40s} {number:>22s}  {interval:>17s}".rstrip())
+            print(f"  {row:40s} {in_words(figure)}")
 
-# ------------------------------------------------------------ statistics
+# ------------------------------------------------------------ statistics, two runs in pairs
 
 def wilson(n_right, n, z=1.96):
     """
@@ -356,74 +315,63 @@ def ngrams(text, n):
     words = re.findall(r"\w+|[^\w\s]", text)
     return list(zip(*(words[i:] for i in range(n))))
 
-# ------------------------------------------------------------ two runs in pairs
-
 def compare(path_a, path_b):
     """Two runs on the same problems: who is right where the other is wrong; is it luck?"""
-    (a, records_a), (b, records_b) = read_predictions(path_a), read_predictions(path_b)
-    if a["settings"]["problems_sha256"] != b["settings"]["problems_sha256"]:
-        raise SystemExit("These runs are not of the same problems (problems_sha256 differs). "
-                         "Make both with the same --dataset, --split and --limit.")
-    for header, records in ((a, records_a), (b, records_b)):
-        if len(records) < header["settings"]["n"]:
-            raise SystemExit(f"One run is unfinished. Go on with:\n  {header['made']['command']}")
-    both = wins_a = wins_b = 0
-    for one, other in zip(records_a, records_b):
-        right_a, right_b = is_right(one, one["gold"]), is_right(other, other["gold"])
-        both += right_a and right_b
-        wins_a += right_a and not right_b
-        wins_b += right_b and not right_a
+    (a, records_a, _), (b, records_b, _) = read_run(path_a), read_run(path_b)
+    hash_a, hash_b = a["settings"]["problems_sha256"], b["settings"]["problems_sha256"]
+    if hash_a != hash_b or len(records_a) != len(records_b):
+        raise SystemExit("These runs are not of the same problems, or one is unfinished. Make both "
+                         f"with the same --dataset, --split and --limit:\n  {a['command']}\n"
+                         f"  {b['command']}")
+    pairs = Counter((is_right(one), is_right(other)) for one, other in zip(records_a, records_b))
+    both, wins_a, wins_b = pairs[True, True], pairs[True, False], pairs[False, True]
     p = mcnemar(wins_a, wins_b)
+    verdict = "luck alone hardly does this" if p < 0.05 else "no difference shown"
     print(f"A: {path_a}\nB: {path_b}\n"
           f"{len(records_a)} problems: A has {both + wins_a} right, B {both + wins_b}\n"
           f"wins of A {wins_a}, wins of B {wins_b}, both right {both}\n"
-          f"exact McNemar p = {p:.2g}: " + ("luck alone hardly does this" if p < 0.05 else
-                                            "no difference shown, luck alone does as much"))
+          f"exact McNemar p = {p:.2g}: {verdict}")
 
 # ------------------------------------------------------------ the report, a static page
 
 STYLE = """
 body { max-width: 60em; margin: auto; font: 15px/1.5 sans-serif }
-td { padding-right: 1em; white-space: nowrap } th { text-align: left; padding-top: 1em }
+th { text-align: left; padding-top: 1em } td { padding-right: 1em; white-space: pre }
 .track { width: 16em; height: .7em; background: #eee; position: relative }
 .track i { position: absolute; height: 100%; background: #9cc3e6 }
-.track b { position: absolute; height: 100%; width: 2px; background: #222 }
 details { margin-left: 1em }
 p { margin: .3em 1em; white-space: pre-wrap; overflow-wrap: anywhere; unicode-bidi: isolate }
 .Subquestion { color: #a05500 } .Solution { color: #0a62a8 } .gold { color: #56641a }
-svg { width: 30em; height: 8em } path { fill: none; stroke: #0a62a8 }
+svg { width: 30em; height: 8em; overflow: visible }
+path { fill: none; stroke: #0a62a8; vector-effect: non-scaling-stroke }
 """
 
 def page(runs):
     """The report of all runs [(path, header, records, scores)]. Every text in it is escaped."""
-    parts = ['<!doctype html><meta charset="utf-8"><title>Where do the students break?</title>',
-             f"<style>{STYLE}</style>"]
+    text = ('<!doctype html><meta charset="utf-8"><title>Where do the students break?</title>'
+            f"<style>{STYLE}</style>")
     for path, header, records, scores in runs:
-        settings = html.escape(json.dumps(header, indent=1))
-        parts.append(f"<h1>{html.escape(path.stem)}</h1>"
-                     f"<details><summary>settings</summary><p>{settings}</p></details><table>")
+        text += f"\n<h1>{html.escape(path.stem)}</h1><p>{html.escape(header['command'])}</p><table>"
         for section, rows in scores.items():
-            parts.append(f'<tr><th colspan="4">{html.escape(section)}')
-            parts += [table_row(row, figure) for row, figure in rows.items()]
-        parts.append("</table>")
-        for role, folder in header["made"]["students"].items():
-            parts.append(curve(role, Path(folder)))
+            text += f'\n<tr><th colspan="3">{html.escape(section)}'
+            for row, figure in rows.items():
+                text += f"\n<tr><td>{html.escape(row)}<td>{in_words(figure)}<td>{bar(figure)}"
+        text += "</table>"
+        for role, folder in header["students"].items():
+            text += curve(role, Path(folder))
         for name, title in {**STAGES, "right": "right"}.items():
             group = [record for record in records if stage(record) == name]
             if group:
-                parts.append(f"<details><summary>{title}: {len(group)}</summary>")
-                parts += [dialogue_block(record) for record in group]
-                parts.append("</details>")
-    return "\n".join(parts)
+                text += f"\n<details><summary>{title}: {len(group)}</summary>"
+                text += "".join(map(dialogue_block, group)) + "</details>"
+    return text
 
-def table_row(row, figure):
-    number, interval = in_words(figure)
-    bar = ""
-    if interval:    # the bar is the 95 % interval, the line in it the share itself
-        low, high, share = figure["low"], figure["high"], figure["right"] / figure["n"]
-        bar = (f'<div class="track"><i style="left:{low:.1%};width:{high - low:.1%}"></i>'
-               f'<b style="left:{share:.1%}"></b></div>')
-    return f"<tr><td>{html.escape(row)}<td>{number}<td>{interval}<td>{bar}"
+def bar(figure):
+    """The 95 % interval as a bar. BLEU-4 has none."""
+    if isinstance(figure, str):
+        return ""
+    low, width = figure["low"], figure["high"] - figure["low"]
+    return f'<div class="track"><i style="left:{low:.1%};width:{width:.1%}"></i></div>'
 
 def dialogue_block(record):
     """A problem and its dialogue, folded; below it gold, and what was answered with an oracle."""
@@ -435,26 +383,26 @@ def dialogue_block(record):
     lines.append(("gold", f"gold answer: {record['gold']}"))
     for name, dialogue in record.get("oracles", {}).items():
         lines.append(("gold", f"with {name}: {dialogue['answer']}"))
-    block = f"<details><summary>{html.escape(record['problem'][:90])}</summary>"
-    for kind, text in lines:
-        block += f'<p class="{kind}" dir="auto">{html.escape(text)}</p>'
+    block = f"\n<details><summary>{html.escape(record['problem'][:90])}</summary>"
+    for kind, line in lines:
+        block += f'<p class="{html.escape(kind)}" dir="auto">{html.escape(line)}</p>'
     return block + "</details>"
 
 def curve(role, folder):
     """The training's loss as a picture, on a logarithmic scale; nothing if there is no log."""
-    log = folder / "log.jsonl"
-    points = []
+    log, steps, losses = folder / "log.jsonl", [], []
     for line in read_lines(log, may_be_torn=True) if log.exists() else []:
-        if 0 < (line.get("loss") or 0) < math.inf:    # not so for NaN
-            points.append((line["step"], math.log(line["loss"])))
-    if len(points) < 2:
+        if line.get("loss", 0) > 0:    # the line of a validation has none
+            steps.append(line["step"])
+            losses.append(line["loss"])
+    if not steps:
         return ""
-    last, low, high = points[-1][0], min(y for _, y in points), max(y for _, y in points)
-    line = " ".join(f"{400 * step / last:.1f} {100 * (high - y) / (high - low or 1):.1f}"
-                    for step, y in points)
-    return (f"<h3>training the {html.escape(role)}: loss {math.exp(high):.2f} to "
-            f"{math.exp(low):.3f} nats a token in {last:,} steps</h3>"
-            f'<svg viewBox="-2 -2 404 104" preserveAspectRatio="none"><path d="M{line}"/></svg>')
+    last, low, high = steps[-1], min(losses), max(losses)
+    line = " ".join(f"{step} {-math.log(loss):.3f}" for step, loss in zip(steps, losses))
+    box = f"0 {-math.log(high):.3f} {last} {math.log(high / low):.3f}"
+    return (f"\n<h3>training the {html.escape(role)}: loss {high:.2f} to {low:.3f} nats a token in "
+            f'{last:,} steps</h3>\n<svg viewBox="{box}" preserveAspectRatio="none">'
+            f'<path d="M{line}"/></svg>')
 
 # ------------------------------------------------------------ the command
 
@@ -468,17 +416,14 @@ def parse_args(argv=None):
     add("--limit", type=positive, help="only the first so many problems (None: all)")
     add("--data-dir", help="folder of the data sets (None: SOCRATIC_DATA, or data/)")
     add_student_flags(add)
-    add("--out", default="predictions", type=Path, metavar="FOLDER",
-        help="where predictions, scores and report.html go")
+    add("--out", default="predictions", type=Path, help="folder of all that is written")
     add("--batch-size", type=positive, default=64, help="dialogues at once")
     add("--diagnose", action=argparse.BooleanOptionalAction, default=True,
         help="solve again with one thing changed, to see where it broke: over twice the work")
     add("--samples", type=positive, default=1,
         help=f"dialogues a problem, at temperature {SAMPLE_TEMPERATURE}; their majority answers")
-    add("--rescore", nargs="+", metavar="FILE", type=Path,
-        help="instead: score finished predictions again")
-    add("--compare", nargs=2, metavar="FILE", type=Path,
-        help="instead: two predictions of the same problems, in pairs")
+    add("--rescore", nargs="+", type=Path, metavar="FILE", help="instead: score runs again")
+    add("--compare", nargs=2, type=Path, metavar="FILE", help="instead: compare two runs in pairs")
     return parser.parse_args(argv)
 
 def main(args):
@@ -487,27 +432,21 @@ def main(args):
         return
     runs, shares = [], []
     for path in args.rescore or [predict(args)]:
-        header, records = read_predictions(path)
+        header, records, scores = read_run(path)
         if not records:
-            raise SystemExit(f"{path} holds no dialogue yet. Make them with:\n"
-                             f"  {header['made']['command']}")
-        try:
-            scores = score(records, header["settings"])
-        except (KeyError, TypeError, AttributeError) as error:
-            raise SystemExit(f"{path} holds no whole predictions: {error!r}") from None
-        show(header, scores)
-        if len(records) < header["settings"]["n"]:
-            print(f"{path} is unfinished: {len(records)} of {header['settings']['n']} problems")
-        replace_text(path.with_suffix(".json"), json.dumps(header | {"scores": scores}, indent=1))
+            raise SystemExit(f"{path} holds no dialogue yet. Go on with:\n  {header['command']}")
+        show(header["settings"], records, scores)
+        text = json.dumps(header | {"scores": scores}, indent=1)
+        replace_file(path.with_suffix(".json"), text.encode())
         print(f"\npredictions  {path}\nscores       {path.with_suffix('.json')}")
         runs.append((path, header, records, scores))
         strict = scores["accuracy"]["right (strict)"]
-        shares.append(100 * strict["right"] / strict["n"])
+        shares.append(strict["right"] / strict["n"])
     if len(runs) > 1:
-        print(f"\n{len(runs)} runs: right (strict) {sum(shares) / len(runs):.1f} % on average, "
-              f"from {min(shares):.1f} to {max(shares):.1f}")
-    report = args.out.expanduser() / "report.html"
-    replace_text(report, page(runs))
+        print(f"\n{len(runs)} runs: right (strict) {sum(shares) / len(runs):.1%} on average, "
+              f"from {min(shares):.1%} to {max(shares):.1%}")
+    report = args.out / "report.html"
+    replace_file(report, page(runs).encode("utf-8", "replace"))    # half a letter becomes "?"
     print(f"to browse    {report}")
 
 if __name__ == "__main__":

@@ -166,7 +166,7 @@ def test_the_good_students_are_right():
     record = dialogue()
     assert (script.stage(record), record["answer"], record["gold"]) == ("right", "7", "7")
     assert {name: one["answer"] for name, one in record["oracles"].items()} == {
-        "calculator": "7", "gold subquestions": "7", "gold solutions": "7"}
+        "calculator off": "7", "gold subquestions": "7", "gold solutions": "7"}
 
 
 @pytest.mark.parametrize("broken, flags, asked, write", [
@@ -198,7 +198,7 @@ def test_without_gold_solutions_the_solver_is_blamed_and_without_gold_steps_nobo
 
 def test_a_gold_part_is_given_and_the_rest_is_the_students():
     oracles = dialogue(write=but(first=SEVEN))["oracles"]
-    written = {name: [turn["text"] for turn in one["turns"]] for name, one in oracles.items()}
+    written = {name: [turn["text"] for turn in oracles[name]["turns"]] for name in ("gold subquestions", "gold solutions")}
     assert written == {"gold subquestions": ["3+4 = <<3+4=7>>7 pens.", "7-5 = <<7-5=2>>2 are left.", "2"],
                        "gold solutions": ["7"]}
     assert "gold solutions" not in dialogue(asked=ONE_QUESTION)["oracles"], "another number of subquestions"
@@ -207,14 +207,14 @@ def test_a_gold_part_is_given_and_the_rest_is_the_students():
 def test_the_calculator_is_switched_where_that_can_matter():
     write = but(first=lambda x: "There are 3*4 = <<3*4=13>>13 pens.")
     rescued = dialogue(write=write)
-    assert rescued["answer"] == "7" and rescued["oracles"]["calculator"]["answer"] == "8"
+    assert rescued["answer"] == "7" and rescued["oracles"]["calculator off"]["answer"] == "8"
     without = dialogue("--no-calculator", write=write)
-    assert without["answer"] == "8" and without["oracles"]["calculator"]["answer"] == "7"
-    assert "calculator" not in dialogue(write=but(first=SEVEN))["oracles"], "wrong with it: it cannot have helped"
+    assert without["answer"] == "8" and without["oracles"]["calculator on"]["answer"] == "7"
+    wrong = dialogue(write=but(first=SEVEN))
+    assert wrong["oracles"]["calculator off"] == {"answer": wrong["answer"], "gold": "7"}, "it cannot have helped: not solved again"
     name = "right (strict), with one thing changed"
-    settings = {"dataset": "demo", "samples": 1, "calculator": True}
-    on = script.score([rescued, dialogue(), dialogue(write=but(first=SEVEN))], settings)[name]
-    off = script.score([without, dialogue("--no-calculator")], settings | {"calculator": False})[name]
+    on = script.score([rescued, dialogue(), wrong])[name]
+    off = script.score([without, dialogue("--no-calculator")])[name]
     assert shares(on)["calculator off"] == (1, 3) and shares(off)["calculator on"] == (2, 2)
 
 
@@ -222,7 +222,7 @@ def test_the_calculator_is_switched_where_that_can_matter():
 
 def record(answer="7", gold="7", n_steps=2, ended="finished", turns=(), **more):
     return {"id": "x", "problem": "Why?", "method": "cot", "turns": list(turns), "answer": answer, "ended": ended,
-            "gold": gold, "gold_steps": [], "n_steps": n_steps, **more}
+            "gold": gold, "gold_steps": [], "n_steps": n_steps, "subquestions": [], "gold_subquestions": [], **more}
 
 
 def shares(rows):
@@ -232,7 +232,7 @@ def shares(rows):
 def test_scores_by_hand():
     said = [{"speaker": "cot", "kind": "Solution", "text": "That makes 5."}]
     records = [record(), record("7.0", n_steps=3), record("8"), record(None, "5", turns=said), record(None, "6", turns=said)]
-    scores = script.score(records, {"dataset": "demo", "samples": 1, "calculator": True})
+    scores = script.score(records)
     assert shares(scores["accuracy"]) == {"right (strict)": (2, 5), "right (lenient)": (3, 5), "an answer was found": (3, 5),
                                           "always 7, the most frequent": (3, 5)}
     assert shares(scores["right (strict), by number of steps"]) == {"2 steps": (1, 4), "3 steps": (1, 1)}
@@ -240,11 +240,11 @@ def test_scores_by_hand():
 
 
 def test_self_consistency_takes_the_majority():
-    samples = [[{"answer": a, "turns": [], "ended": "finished"} for a in answers] for answers in (
+    samples = [[{"answer": a, "gold": "7", "turns": [], "ended": "finished"} for a in answers] for answers in (
         ("8", "7", "7"), (None, "8", "7"), (None, None, None), ("7", "8", "8"))]
     records = [record() | script.elect(one) for one in samples]
     assert [r["answer"] for r in records] == ["7", "8", None, "8"] and records[0]["samples"] == samples[0]
-    scores = script.score(records, {"dataset": "demo", "samples": 3, "calculator": True})
+    scores = script.score(records)
     assert shares(scores["accuracy"])["right (strict)"] == (1, 4)
     assert shares(scores["accuracy"])["the first sample alone"] == (1, 4)      # the last one, which the vote got wrong
 
@@ -253,7 +253,7 @@ def perfect(problems, method, *flags):
     """The scores of students that know gold by heart."""
     actors = {role: Student(role, Actor(recite(problems, role)), TOKENIZER) for role in METHODS[method]}
     args = script.parse_args(["--method", method, *flags])
-    return script.score(script.solve_batch(args, problems, actors), vars(args))
+    return script.score(script.solve_batch(args, problems, actors))
 
 
 def test_who_knows_gold_by_heart_gets_everything_right():
@@ -282,9 +282,9 @@ def test_the_237_are_the_two_operators_of_svamp_and_strategyqa_has_its_majority(
     everything = perfect(load_problems("svamp", "all", limit=None)[::20], "answer", "--dataset", "svamp")
     test = {p.id for p in load_problems("svamp", "test")}
     n = sum(p.id in test for p in load_problems("svamp", "all")[::20])
-    assert everything["right (strict), by number of operators"]["2 operators"]["n"] == n
+    assert everything["right (strict), by number of steps"]["2 steps"]["n"] == n
     yes_no = [record("no", p.answer) for p in load_problems("strategyqa", "test")]
-    scores = script.score(yes_no, {"dataset": "strategyqa", "samples": 1, "calculator": True})
+    scores = script.score(yes_no)
     assert scores["accuracy"]["always no, the most frequent"]["right"] == scores["accuracy"]["right (strict)"]["right"] == 122
 
 
@@ -365,7 +365,7 @@ def test_a_kill_in_the_middle_of_a_letter_loses_that_line_only(command):
     write_run("a.jsonl", [record(), record(problem="café")])
     whole = Path("a.jsonl").read_bytes()
     Path("a.jsonl").write_bytes(whole[:whole.rindex("é".encode()) + 1])
-    assert len(script.read_predictions(Path("a.jsonl"))[1]) == 1
+    assert len(script.read_run(Path("a.jsonl"))[1]) == 1
 
 
 def test_rescoring_equals_scoring_and_needs_no_student(command, capsys, monkeypatch):
@@ -385,11 +385,10 @@ def test_rescoring_equals_scoring_and_needs_no_student(command, capsys, monkeypa
 
 def test_the_result_says_where_it_comes_from(command):
     command("--limit", "2")
-    settings, made, scores = json.loads(only("*.json").read_text()).values()
-    assert (settings["split"], settings["n"], settings["dtype"], settings["device"]) == ("test", 2, "float32", "cpu") or (
-        settings["device"] != "cpu")
-    assert {"dataset", "problems_sha256", "students", "batch_size", "calculator"} < set(settings)
-    assert set(made) == {"command", "students"} and made["command"].startswith("python eval.py")
+    settings, command_line, students, scores = json.loads(only("*.json").read_text()).values()
+    assert (settings["split"], settings["n"], settings["dtype"], settings["device"]) == ("test", 2, "auto", "auto")
+    assert {"dataset", "problems_sha256", "solver_sha256", "infer.py_sha256", "batch_size", "calculator"} < set(settings)
+    assert set(students) == {"decomposer", "solver"} and command_line.startswith("python eval.py")
     assert scores["accuracy"]["right (strict)"]["n"] == 2
 
 
@@ -416,7 +415,7 @@ def test_samples_depend_on_the_problem_and_not_on_the_batch(command, monkeypatch
         command(*flags, *more)
     samples = {}
     for path in Path("predictions").glob("*.jsonl"):
-        header, records = script.read_predictions(path)
+        header, records, _ = script.read_run(path)
         samples[header["settings"]["batch_size"]] = [r["samples"] for r in records]
     assert samples[2] == samples[4]
     assert all(first["turns"] != second["turns"] for first, second in samples[2])
@@ -426,7 +425,7 @@ def test_several_seeds_have_a_mean_and_a_range(command, capsys):
     for seed, n_right in enumerate((1, 2, 3)):
         write_run(f"seed-{seed}.jsonl", [record()] * n_right + [record("8")] * (4 - n_right), students={"cot": str(seed)})
     command("--rescore", *(f"seed-{seed}.jsonl" for seed in range(3)))
-    assert "3 runs: right (strict) 50.0 % on average, from 25.0 to 75.0" in capsys.readouterr().out
+    assert "3 runs: right (strict) 50.0% on average, from 25.0% to 75.0%" in capsys.readouterr().out
 
 
 # ---------------------------------------------------------------- pairs
@@ -434,8 +433,9 @@ def test_several_seeds_have_a_mean_and_a_range(command, capsys):
 def write_run(path, records, **settings):
     settings = {"dataset": "demo", "split": "test", "n": len(records), "problems_sha256": "f" * 64, "method": "cot",
                 "students": {}, "samples": 1, "calculator": True} | settings
-    made = {"command": "python eval.py --method cot", "students": {}}
-    Path(path).write_text(script.to_lines([{"settings": settings, "made": made}, *records]), encoding="utf-8")
+    header = {"settings": settings, "command": "python eval.py --method cot", "students": {}}
+    lines = [json.dumps(line, ensure_ascii=False) + "\n" for line in (header, *records)]
+    Path(path).write_text("".join(lines), encoding="utf-8")
 
 
 def turn(text):
@@ -463,8 +463,8 @@ def test_runs_on_different_problems_are_not_compared(command):
 
 
 @pytest.mark.parametrize("content, words", [
-    (None, "does not exist"), (b"", "first line should hold the settings"), (b'{"id": 3}\n', "the settings"),
-    (b'{"settings": {}}\n{"id"\n{}\n', r"bad\.jsonl:2: ")])
+    (None, "does not exist"), (b"", "holds no whole predictions"), (b'{"id": 3}\n', "first line should hold the settings"),
+    (b"[3]\n4\n", "no whole predictions"), (b"3\n", "no whole predictions"), (b'{"settings": {}}\n{"id"\n{}\n', r"bad\.jsonl:2: ")])
 def test_files_that_are_no_predictions_are_told(content, words, command):
     if content is not None:
         Path("bad.jsonl").write_bytes(content)
@@ -476,9 +476,10 @@ def test_files_that_are_no_predictions_are_told(content, words, command):
 def test_an_unfinished_run_is_scored_aloud_and_not_compared(command, capsys):
     write_run("a.jsonl", [record(), record()], n=3)
     command("--rescore", "a.jsonl")
-    assert "unfinished: 2 of 3" in capsys.readouterr().out
-    with pytest.raises(SystemExit, match="python eval.py --method cot"):
-        command("--compare", "a.jsonl", "a.jsonl")
+    assert "demo/test: 2 of 3 problems" in capsys.readouterr().out
+    write_run("b.jsonl", [record(), record(), record()], n=3)
+    with pytest.raises(SystemExit, match="unfinished(.|\n)*python eval.py --method cot"):
+        command("--compare", "a.jsonl", "b.jsonl")
     write_run("empty.jsonl", [], n=3)
     with pytest.raises(SystemExit, match="holds no dialogue yet"):
         command("--rescore", "empty.jsonl")
@@ -500,14 +501,14 @@ def hostile_run(n):
                  {"speaker": "solver", "kind": "Answer", "text": text}]
         yield record("7" if i % 2 else text, id=f"{i} {text[:40]}", problem=f"No. {i}: {text}", turns=turns,
                      n_steps=1 + i % 3, gold_steps=[{"question": text[:400], "solution": text[:400]}],
-                     oracles={"gold subquestions": {"answer": text[:40], "turns": [], "ended": text[:40]}})
+                     oracles={"gold subquestions": {"answer": text[:40], "gold": "7", "turns": [], "ended": text[:40]}})
 
 
 def hostile_page(n, folder="nowhere"):
     settings = {"dataset": "demo", "split": HOSTILE[1], "n": n, "samples": 1, "calculator": True, "method": HOSTILE[0]}
-    header = {"settings": settings, "made": {"command": HOSTILE[0], "students": {"solver": str(folder)}}}
+    header = {"settings": settings, "command": HOSTILE[0], "students": {"solver": str(folder)}}
     records = list(hostile_run(n))
-    return records, script.page([(Path("</title>.jsonl"), header, records, script.score(records, settings))])
+    return records, script.page([(Path("</title>.jsonl"), header, records, script.score(records))])
 
 
 def test_the_page_holds_no_text_as_markup_no_script_and_no_address():
@@ -517,7 +518,7 @@ def test_the_page_holds_no_text_as_markup_no_script_and_no_address():
     for text in HOSTILE:
         assert html.escape(text) in page
     assert set(re.findall(r"<(\w+)", page)) == {
-        "meta", "title", "style", "h1", "details", "summary", "p", "table", "tr", "th", "td", "div", "i", "b"}
+        "meta", "title", "style", "h1", "details", "summary", "p", "table", "tr", "th", "td", "div", "i"}
 
 
 def test_the_page_groups_dialogues_by_where_they_broke_and_prints_the_table_of_the_screen(capsys):
@@ -526,21 +527,24 @@ def test_the_page_groups_dialogues_by_where_they_broke_and_prints_the_table_of_t
         n = sum(script.stage(r) == name for r in records)
         assert (f"<summary>{title}: {n}</summary>" in page) == (n > 0)
     settings = {"dataset": "demo", "split": "test", "n": 60, "samples": 1, "calculator": True, "method": "cot", "problems_sha256": "f"}
-    scores = script.score(records, settings)
-    script.show({"settings": settings}, scores)
+    scores = script.score(records)
+    script.show(settings, records, scores)
     screen = capsys.readouterr().out
     for rows in scores.values():
         for label, figure in rows.items():
-            number, interval = script.in_words(figure)
-            assert f"<td>{html.escape(label)}<td>{number}<td>{interval}" in page
-            assert label in screen and number in screen and interval in screen
+            words = script.in_words(figure)
+            assert f"<td>{html.escape(label)}<td>{words}<td>" in page
+            assert label in screen and words in screen
+            if "low" in figure:
+                assert f"{figure['right']} of {figure['n']} = " in words and f"{figure['low']:.1%} to" in words
+                assert f'left:{figure["low"]:.1%};width:{figure["high"] - figure["low"]:.1%}' in page
 
 
 def test_a_nan_in_a_log_leaves_a_gap_and_a_torn_line_is_skipped(tmp_path):
     lines = ['{"step": 10, "loss": 4.0}', '{"step": 20, "loss": NaN}', '{"step": 30, "valid_loss": 1.0}', '{"step": 40, "loss": 2.0}', '{"step": 5']
     (tmp_path / "log.jsonl").write_text("\n".join(lines))
     picture = script.curve("solver", tmp_path)
-    assert "loss 4.00 to 2.000 nats a token in 40 steps" in picture and 'd="M100.0 0.0 400.0 100.0"' in picture
+    assert "loss 4.00 to 2.000 nats a token in 40 steps" in picture and 'viewBox="0 -1.386 40 0.693"' in picture and 'd="M10 -1.386 40 -0.693"' in picture
     assert script.curve("solver", tmp_path / "nowhere") == ""
 
 
@@ -555,7 +559,7 @@ def test_the_page_opens_in_a_browser_with_hostile_texts(tmp_path, folders):
     assert "CONSOLE" not in run.stderr, run.stderr
     assert "<script" not in run.stdout and "<img" not in run.stdout
     n_groups = len({script.stage(r) for r in records})
-    assert run.stdout.count("<details>") == 1319 + n_groups + 1, "a dialogue each, a group each, and the settings"
+    assert run.stdout.count("<details>") == 1319 + n_groups, "a dialogue each, and a group each"
     assert "No. 1318: " in run.stdout
 
 
