@@ -28,7 +28,7 @@ from pathlib import Path
 
 from data import (DATASET_HELP, HERE, Step, clean, extract_answer, load_problems, positive,
                   read_lines, replace_file, run_name, same_answer, sha256_of)
-from infer import add_student_flags, find_students, load_students, solve
+from infer import add_student_flags, find_students, load_students, pick_device, solve
 
 SAMPLE_TEMPERATURE = 0.7    # of --samples
 STAGES = {    # where a wrong answer broke (see `stage`)
@@ -72,9 +72,9 @@ def predict(args):
 
 def make_header(args, folders, problems):
     """The first line of a run. `settings` holds all that shapes the predictions."""
-    flags = ("dataset", "split", "method", "calculator", "samples", "diagnose", "batch_size",
-             "device", "dtype")
+    flags = ("dataset", "split", "method", "calculator", "samples", "diagnose", "batch_size")
     settings = {flag: getattr(args, flag) for flag in flags}
+    settings["device"], settings["dtype"] = map(str, pick_device(args.device, args.dtype))
     settings["n"] = len(problems)
     settings["problems_sha256"] = sha256("\n".join(problem.to_json() for problem in problems))
     for role, folder in folders.items():
