@@ -487,7 +487,6 @@ def parse_args(argv=None):
         formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     add = parser.add_argument
     add("--dataset", default="demo", help=DATASET_HELP)
-    add("--data-dir", help="folder of the data sets (None: SOCRATIC_DATA, or data/)")
     add("--split", choices=("train", "valid"), help="which part (None: train; all of a file)")
     add("--limit", type=positive, help="the first so many problems only (None: all; demo: 40)")
     add("--mode", default="socratic", choices=("socratic", "socratic-gt", "cot"),
@@ -529,7 +528,7 @@ def main(args):
         args.replay = RECORDING
     split = args.split or ("all" if args.dataset.endswith(".jsonl") else "train")
     limit = args.limit or (40 if name == "demo" else None)
-    problems = load_problems(args.dataset, split, args.data_dir, limit)
+    problems = load_problems(args.dataset, split, limit=limit)
     problems = [problem for problem in problems if problem.answer.strip()]
     if not problems:
         raise SystemExit(f"{name}/{split} holds no problem with a gold answer to judge a reply by.")

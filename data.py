@@ -17,7 +17,7 @@ A solved problem is a dialogue. This text is all that the models ever see:
 A role says who reads and who learns to write which part of it; see `segments`.
 
 Reads   students/*.toml           the story table of the demo, the sources of the data sets
-        data/<dataset>/...        the authors' files (--data-dir or SOCRATIC_DATA: another folder)
+        data/<dataset>/...        the authors' files (another folder: SOCRATIC_DATA)
         <your file>.jsonl         problem records of your own
 """
 
@@ -946,14 +946,13 @@ def parse_args(argv=None):
         formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     add = parser.add_argument
     add("--dataset", default="demo", help=DATASET_HELP)
-    add("--data-dir", help="folder of the data sets (None: SOCRATIC_DATA, or data/)")
     add("--role", choices=ROLES, help="show this role only (None: all)")
     add("--limit", type=positive, default=1, help="how many training problems to show")
     return parser.parse_args(argv)
 
 def main(args):
     for split in splits_of(args.dataset):
-        problems = load_problems(args.dataset, split, args.data_dir)
+        problems = load_problems(args.dataset, split)
         counts = Counter(len(problem.steps) for problem in problems)
         by_steps = " ".join(f"{n}:{count:,}" for n, count in sorted(counts.items()))
         name = f"{run_name(args.dataset)}/{split:5s}"

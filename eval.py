@@ -45,7 +45,7 @@ STAGES = {    # where a wrong answer broke (see `stage`)
 
 def predict(args):
     """Solve the problems in batches; each goes to a file when it is done. Returns its path."""
-    problems = load_problems(args.dataset, args.split, args.data_dir, args.limit)
+    problems = load_problems(args.dataset, args.split, limit=args.limit)
     if not problems:
         raise SystemExit(f"{args.dataset}/{args.split} holds no problem. Try: --split all")
     folders = find_students(args.method, args.students, args.dataset, args.model)
@@ -414,7 +414,6 @@ def parse_args(argv=None):
     add("--dataset", default="demo", help=DATASET_HELP)
     add("--split", default="test", help="train, valid, test; demo: long too; svamp and files: all")
     add("--limit", type=positive, help="only the first so many problems (None: all)")
-    add("--data-dir", help="folder of the data sets (None: SOCRATIC_DATA, or data/)")
     add_student_flags(add)
     add("--out", default="predictions", type=Path, help="folder of all that is written")
     add("--batch-size", type=positive, default=64, help="dialogues at once")

@@ -40,6 +40,7 @@ WARMUP = 0.05          # the share of the steps in which the learning rate rises
 WEIGHT_DECAY = 0.01    # of matrices and embeddings
 MOMENTUM = 0.95        # of Muon
 MAX_NORM = 1.0         # longer gradients are clipped to this length
+N_EPOCHS = 10          # the length of a training, if --steps does not say another
 N_EVALS = 10           # how often a run validates, and saves what --resume needs
 
 # torchrun starts WORLD processes. This one has the number RANK, on its machine LOCAL_RANK.
@@ -260,7 +261,7 @@ def prepare(args):
     args.examples_sha256 = hashlib.sha256(repr(examples).encode()).hexdigest()[:16]
     valid_batches = batches(valid, args.batch_tokens, random.Random(0))
     epoch = batches(examples, args.batch_tokens, random.Random(0))
-    args.steps = args.steps or args.epochs * math.ceil(len(epoch) / (args.accumulate * WORLD))
+    args.steps = args.steps or N_EPOCHS * math.ceil(len(epoch) / (args.accumulate * WORLD))
     n_tokens = sum(map(length, examples))
     n_padded = sum(length(batch[-1]) * len(batch) for batch in epoch)    # the last is the longest
     say(f"{args.role} on {args.dataset}: {model.n_params():,} parameters, {len(examples):,} "
@@ -279,11 +280,11 @@ def load(args):
     model = (GPT(SIZES[args.model], {"tokenizer": "tiny"}) if args.model in FROM_SCRATCH else
              GPT.from_pretrained(args.model))
     encoding = encoding_of(model, args)
-    problems = load_problems(args.dataset, "train", args.data_dir, args.limit, args.annotations)
+    problems = load_problems(args.dataset, "train", None, args.limit, args.annotations)
     # Annotations may cover the training split alone; then the valid split's own steps count.
     valid = []
     for annotations in [args.annotations, None]:
-        held_out = load_problems(args.dataset, "valid", args.data_dir, 512, annotations)
+        held_out = load_problems(args.dataset, "valid", None, 512, annotations)
         valid = valid or make_examples(held_out, *encoding)
     if not valid:
         say("No valid problem teaches this role: every 20th training problem is held out instead.")
@@ -316,7 +317,7 @@ def resume(path, trainer, args):
     saved = {"log": [], "best": (math.inf, 0)}
     if path.exists():
         saved = torch.load(path, map_location=trainer.device, weights_only=True)
-        free = ("resume", "out", "data_dir", "device")    # all other flags must be the same
+        free = ("resume", "out", "device")    # all other flags must be the same
         changed = [f"--{key.replace('_', '-')} {value}" for key, value in saved["args"].items()
                    if key not in free and value != vars(args).get(key)]
         if changed:
@@ -349,15 +350,14 @@ def parse_args(argv=None):
     add = parser.add_argument
     add("--role", required=True, choices=ROLES, help="what it learns to write (see data.py)")
     add("--dataset", default="demo", help=DATASET_HELP)
-    add("--data-dir", help="folder of the data sets (None: SOCRATIC_DATA, or data/)")
     add("--annotations", help="a teacher's annotations (JSONL), joined to the problems by id")
     add("--limit", type=positive, help="only the first so many problems (None: all; demo: 20,000)")
     add("--model", default="tiny",
         help="tiny or mini (from scratch), a released gpt2..., or a folder")
     add("--out", help="folder of the student (None: runs/<dataset>-<model>-<role>)")
     add("--resume", action="store_true", help="go on where the same command was interrupted")
-    add("--epochs", type=positive, help="passes over the problems (None: 10; demo: --steps)")
-    add("--steps", type=positive, help="optimizer steps, instead of --epochs (demo: 1,800)")
+    add("--steps", type=positive,
+        help=f"optimizer steps (None: {N_EPOCHS} passes over the problems; demo: 1,800)")
     add("--batch-tokens", type=positive, help="tokens of a micro-batch (None: 2,048; gpt2: 4,096)")
     add("--renumber", action=argparse.BooleanOptionalAction,
         help="tell each epoch's stories with other numbers, but not those that are generated "
@@ -378,8 +378,8 @@ def parse_args(argv=None):
     args.renumber = not is_generated and (from_scratch if args.renumber is None else args.renumber)
     args.lr = args.lr or (4e-3 if from_scratch else 1e-4)
     args.batch_tokens = args.batch_tokens or (2048 if from_scratch else 4096)
-    if not args.steps and not args.epochs:
-        args.steps, args.epochs = (1800, None) if args.dataset == "demo" else (None, 10)
+    if args.dataset == "demo":
+        args.steps = args.steps or 1800
     args.processes = WORLD    # no flag, but a training must go on with as many
     return args
 
