@@ -74,7 +74,8 @@ def make_header(args, folders, problems):
     """The first line of a run. `settings` holds all that shapes the predictions."""
     flags = ("dataset", "split", "method", "calculator", "samples", "diagnose", "batch_size")
     settings = {flag: getattr(args, flag) for flag in flags}
-    settings["device"], settings["dtype"] = map(str, pick_device(args.device, args.dtype))
+    device, dtype = pick_device(args.device, args.dtype)
+    settings |= {"device": device.type, "dtype": str(dtype).removeprefix("torch.")}
     settings["n"] = len(problems)
     settings["problems_sha256"] = sha256("\n".join(problem.to_json() for problem in problems))
     for role, folder in folders.items():

@@ -41,7 +41,7 @@ SIZES = {
     "gpt2-large": GPTConfig(n_embd=1280, n_layer=36, n_head=20),
     "gpt2-xl": GPTConfig(n_embd=1600, n_layer=48, n_head=25),
 }
-FROM_SCRATCH, RELEASED = ("tiny", "mini"), ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")
+FROM_SCRATCH = ("tiny", "mini")    # nobody has released their weights
 
 # ------------------------------------------------------------ the model
 
@@ -200,9 +200,8 @@ def pick_device(device, dtype):
     if device == "cuda" and "LOCAL_RANK" in os.environ:                 # torchrun: one GPU each
         device = f"cuda:{os.environ['LOCAL_RANK']}"
     if dtype == "auto":
-        dtype = "fp32"
-        if device.startswith("cuda"):
-            dtype = "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+        has_bf16 = device[:4] == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+        dtype = "bf16" if has_bf16 else "fp16" if device[:4] == "cuda" else "fp32"
     dtypes = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
     return torch.device(device), dtypes[dtype]
 
@@ -341,8 +340,9 @@ CACHE = Path.home() / ".cache" / "socratic"
 
 def find_released(name):
     """The folder of a released GPT-2, downloaded if it is not there."""
-    if name not in RELEASED:
-        raise SystemExit(f"{name} is neither a folder nor one of: {', '.join(RELEASED)}")
+    released = [size for size in SIZES if size not in FROM_SCRATCH]
+    if name not in released:
+        raise SystemExit(f"{name} is neither a folder nor one of: {', '.join(released)}")
     folder = CACHE / name
     if not (folder / "model.safetensors").is_file():
         download(HUB.format(name=name), folder / "model.safetensors")
