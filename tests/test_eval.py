@@ -396,7 +396,7 @@ def test_other_flags_or_problems_other_files(command, monkeypatch):
     for flags in ([], ["--no-calculator"], ["--batch-size", "3"], ["--limit", "1"], ["--split", "long"], ["--no-diagnose"]):
         command("--limit", "2", *flags)
     assert len(list(Path("predictions").glob("*.jsonl"))) == 6
-    monkeypatch.setattr(script, "load_problems", lambda *_: [*make_stories("demo", "test", 1), PROBLEM])
+    monkeypatch.setattr(script, "load_problems", lambda *_, **__: [*make_stories("demo", "test", 1), PROBLEM])
     command("--limit", "2")
     assert len(list(Path("predictions").glob("*.jsonl"))) == 7
 
