@@ -327,7 +327,7 @@ def parse_args(argv=None):
 def main(args):
     typing = args.problem is None and args.file is None and sys.stdin.isatty()
     if args.problem is not None:
-        problems = [read_problem(args.problem)] if args.problem.strip() else []
+        problems = [Problem("", clean(args.problem))] if args.problem.strip() else []
     else:
         problems = [] if typing else read_lines(args.file or "-", read_problem)
     if not problems and not typing:

@@ -250,6 +250,12 @@ def test_a_slip_is_told_in_one_message_with_the_next_command(argv, words, tmp_pa
         infer.main(infer.parse_args(argv))
 
 
+def test_a_problem_on_the_command_line_is_always_plain_text(folders, capsys):
+    """A test that guards a past bug: a problem that begins with a brace ended in a traceback."""
+    infer.main(infer.parse_args(['{"id": 3}', "--json", "--students", *folders]))
+    assert json.loads(capsys.readouterr().out)["problem"] == '{"id": 3}'
+
+
 def test_a_record_that_is_broken_is_named_with_its_line(folders, tmp_path):
     (tmp_path / "p.jsonl").write_text('Ben had 5.\n{"id": "x"}\n')
     with pytest.raises(SystemExit, match=r"p\.jsonl:2: a record: the key 'answer' is missing"):
