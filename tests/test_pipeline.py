@@ -54,7 +54,7 @@ def test_help_explains_every_flag(name):
     assert all(len(line) <= 88 for line in out.splitlines())
     flags = re.findall(r"^  (--[a-z-]+).*(?:\n {10,}.*)*", out, re.MULTILINE)
     explained = re.findall(r"^  --[a-z-]+.*?(?: {2,}|\n {10,})[a-z0-9(]", out, re.MULTILINE | re.IGNORECASE)
-    assert len(flags) == len(explained) and 4 <= len(flags) <= (20 if name == "annotate" else 16)
+    assert len(flags) == len(explained) and 3 <= len(flags) <= 16
 
 
 def test_from_a_teachers_words_to_a_score(tmp_path, monkeypatch, capsys):
