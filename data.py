@@ -757,8 +757,12 @@ def draw_number(rng, rule):
     return rng.randrange(low, high + 1, *by)
 
 def make_up(rng):
-    """A word that does not exist, such as "zadul"."""
-    return "".join(map(rng.choice, ("bdfgklmnprstvz", "aeiou", "bdfgklmnprstvz", "aeio", "bdklmn")))
+    """A word that does not exist, such as "zadul" or "threekstob"."""
+    sounds = [
+        "b c d f g h j k l m n p r s t v w z ch br cl dr fl gr pl qu sh st th tr".split(),
+        "a e i o u ai ea ee oo ou".split(),
+        ["", "", "", "", "", *"n r l m t ck ll ng st x".split()]]
+    return "".join(rng.choice(sound) for _ in range(rng.randint(2, 3)) for sound in sounds)
 
 class Story:
     """A story on its way: what has been told so far, and which words it uses."""
@@ -786,9 +790,9 @@ class Story:
         """A word of this kind that the story has not used yet."""
         while True:
             word = self.rng.choice(self.table["words"][kind])
-            if self.does["made_up"] and kind in ("girl", "boy", "item"):
+            if self.does["made_up"] and kind in ("girl", "boy", "item", "box", "gift"):
                 text = make_up(self.rng)
-                text = text if kind == "item" else text.title()
+                text = text.title() if kind in ("girl", "boy") else text
                 word = read_word(text, self.table["columns"][kind])
             if word not in self.used:
                 self.used.append(word)

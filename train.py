@@ -268,17 +268,28 @@ def prepare(args):
         f"dialogues\n{n_tokens:,} tokens ({count_learned(examples) / n_tokens:.0%} learned, "
         f"{1 - n_tokens / n_padded:.1%} padding), {args.steps:,} steps\n"
         f"{device}, {str(dtype).removeprefix('torch.')}, processes: {WORLD}")
-    trainer = Trainer(model, args.model in FROM_SCRATCH, device, dtype)
+    trainer = Trainer(model, is_ours(model), device, dtype)
     return trainer, get_examples, valid_batches
 
 def encoding_of(model, args):
     return args.role, model.get_tokenizer(), model.config.n_positions
+
+def is_ours(model):
+    """Whether it began from scratch here; released weights are trained more gently."""
+    return model.info.get("tokenizer") == "tiny"
+
+def set_defaults(args, from_scratch):
+    is_generated = set(args.dataset.split("+")) <= {"demo", "world"}
+    args.renumber = not is_generated and (from_scratch if args.renumber is None else args.renumber)
+    args.lr = args.lr or (4e-3 if from_scratch else 1e-4)
+    args.batch_tokens = args.batch_tokens or (2048 if from_scratch else 4096)
 
 def load(args):
     """(model, training problems, their examples, valid examples). Shows the first dialogue."""
     torch.manual_seed(args.seed)
     model = (GPT(SIZES[args.model], {"tokenizer": "tiny"}) if args.model in FROM_SCRATCH else
              GPT.from_pretrained(args.model))
+    set_defaults(args, is_ours(model))
     encoding = encoding_of(model, args)
     problems = load_problems(args.dataset, "train", None, args.limit, args.annotations)
     # Annotations may cover the training split alone; then the valid split's own steps count.
@@ -371,13 +382,8 @@ def parse_args(argv=None):
     add("--dtype", default="auto", choices=("auto", "fp32", "bf16", "fp16"),
         help="of the matrix products (auto: on CUDA bf16 or fp16, else fp32); weights stay fp32")
     args = parser.parse_args(argv)
-    from_scratch = args.model in FROM_SCRATCH
     name = f"{run_name(args.dataset)}-{Path(args.model).name}-{args.role}"
     args.out = str(Path(args.out or f"runs/{name}").expanduser())
-    is_generated = set(args.dataset.split("+")) <= {"demo", "world"}
-    args.renumber = not is_generated and (from_scratch if args.renumber is None else args.renumber)
-    args.lr = args.lr or (4e-3 if from_scratch else 1e-4)
-    args.batch_tokens = args.batch_tokens or (2048 if from_scratch else 4096)
     if args.dataset == "demo":
         args.steps = args.steps or 1800
     args.processes = WORLD    # no flag, but a training must go on with as many
