@@ -50,9 +50,9 @@ LOCAL_RANK = int(os.environ.get("LOCAL_RANK", 0))
 
 # ------------------------------------------------------------ batches
 
-def make_examples(problems, role, tokenizer, n_positions, learn_all=False):
+def make_examples(problems, role, model, learn_all=False):
     """[(ids, targets)] of the problems that teach this role and fit the model."""
-    examples = []
+    tokenizer, examples = model.get_tokenizer(), []
     for problem in problems:
         if can_learn(problem, role):
             parts = segments(problem, role)
@@ -60,7 +60,7 @@ def make_examples(problems, role, tokenizer, n_positions, learn_all=False):
                 parts = [Segment(part.text, True) for part in parts]
             examples.append(encode(parts, tokenizer))
     # An example that is too long is dropped: cutting it would cut its answer off.
-    return [example for example in examples if length(example) <= n_positions]
+    return [example for example in examples if length(example) <= model.config.n_positions]
 
 def with_other_numbers(problems, seed, epoch):
     """The problems as one epoch tells them: renumbered where that is safe."""
@@ -90,14 +90,13 @@ def batches(examples, n_tokens, rng):
     rng.shuffle(lists)
     return lists
 
-def all_steps(get_examples, args):
-    """
-    Yield the batches of one optimizer step after another, endlessly, and always the same.
-    `get_examples(epoch)` gives the examples of an epoch.
-    """
+def all_steps(problems, examples, model, args):
+    """Yield the batches of one optimizer step after another, endlessly, and always the same."""
     n_batches = args.accumulate * WORLD
     for epoch in itertools.count():
-        examples = get_examples(epoch)
+        if args.renumber:
+            told = with_other_numbers(problems, args.seed, epoch)
+            examples = make_examples(told, args.role, model, args.learn_all)
         order = batches(examples, args.batch_tokens, random.Random(f"{args.seed}-{epoch}"))
         if args.model in FROM_SCRATCH and epoch == 0:
             # The shortest sixth of the dialogues comes first: heads that copy form sooner where
@@ -155,7 +154,11 @@ class Trainer:
         self.parts = [model, *self.optimizers, self.scaler]    # all that changes
 
     def step(self, step_batches, lr):
-        """One optimizer step on a list of batches. Returns its loss and gradient norm."""
+        """
+        One optimizer step on a list of batches. Returns its loss and gradient norm. Where they
+        are no numbers, a FloatingPointError is raised and the weights stay as they are; only an
+        overflow in float16 is no error, that step is left out.
+        """
         n_learned = sum(map(count_learned, step_batches))
         micro_batches = [collate(batch, self.device) for batch in step_batches[RANK::WORLD]]
         loss = backward(self.model, micro_batches, n_learned, self.autocast, self.scaler).item()
@@ -164,10 +167,12 @@ class Trainer:
             for group in optimizer.param_groups:
                 group["lr"] = lr
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), MAX_NORM).item()
-        if math.isfinite(norm):
+        if math.isfinite(loss) and math.isfinite(norm):
             for optimizer in self.optimizers:
                 self.scaler.step(optimizer)
-        self.scaler.update()    # after an overflow it multiplies by less
+        elif not math.isfinite(loss) or self.scaler.get_scale() == 1:
+            raise FloatingPointError(f"the loss is {loss}, the gradient norm {norm}")
+        self.scaler.update()    # after an overflow in float16 it multiplies by less
         return loss, norm
 
     @torch.no_grad()
@@ -228,7 +233,7 @@ def make_optimizers(model, from_scratch):
                               betas=(0.9, 0.95), fused=True)
     return [Muon(matrices), adamw] if from_scratch else [adamw]
 
-# ------------------------------------------------------------ preparation, checkpoints
+# ------------------------------------------------------------ preparation
 
 def say(text):
     """Print, but under torchrun only once."""
@@ -236,7 +241,7 @@ def say(text):
         print(text, flush=True)
 
 def prepare(args):
-    """(trainer, the examples of an epoch as a function, valid batches). Sets args.steps."""
+    """(trainer, training problems, their examples, valid batches). Completes args."""
     device, dtype = pick_device(args.device, args.dtype)
     if WORLD > 1:
         if device.type == "cuda":
@@ -249,33 +254,47 @@ def prepare(args):
     model, problems, examples, valid = load(args)
     if LOCAL_RANK == 0 and WORLD > 1:
         dist.barrier()
-
-    def get_examples(epoch):
-        if not args.renumber:
-            return examples
-        told = with_other_numbers(problems, args.seed, epoch)
-        return make_examples(told, *encoding_of(model, args), args.learn_all)
-
-    # Neither is a flag of the user's, but a training must go on with the same.
-    args.dtype = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}[dtype]
-    args.examples_sha256 = hashlib.sha256(repr(examples).encode()).hexdigest()[:16]
-    valid_batches = batches(valid, args.batch_tokens, random.Random(0))
-    epoch = batches(examples, args.batch_tokens, random.Random(0))
-    args.steps = args.steps or N_EPOCHS * math.ceil(len(epoch) / (args.accumulate * WORLD))
     n_tokens = sum(map(length, examples))
-    n_padded = sum(length(batch[-1]) * len(batch) for batch in epoch)    # the last is the longest
-    say(f"{args.role} on {args.dataset}: {model.n_params():,} parameters, {len(examples):,} "
-        f"dialogues\n{n_tokens:,} tokens ({count_learned(examples) / n_tokens:.0%} learned, "
-        f"{1 - n_tokens / n_padded:.1%} padding), {args.steps:,} steps\n"
-        f"{device}, {str(dtype).removeprefix('torch.')}, processes: {WORLD}")
+    n_step_tokens = args.batch_tokens * args.accumulate * WORLD
+    args.steps = args.steps or N_EPOCHS * math.ceil(n_tokens / n_step_tokens)
+    # No flags of the user's, but a training must go on with the same.
+    args.dtype = str(dtype).removeprefix("torch.")
+    args.examples_sha256 = hashlib.sha256(repr(examples).encode()).hexdigest()[:16]
+    say(f"{args.role} on {args.dataset}: {model.n_params():,} parameters, {device}, {args.dtype}, "
+        f"processes: {WORLD}\n{len(examples):,} dialogues, {n_tokens:,} tokens "
+        f"({count_learned(examples) / n_tokens:.0%} learned), {args.steps:,} steps")
     trainer = Trainer(model, is_ours(model), device, dtype)
-    return trainer, get_examples, valid_batches
+    return trainer, problems, examples, batches(valid, args.batch_tokens, random.Random(0))
 
-def encoding_of(model, args):
-    return args.role, model.get_tokenizer(), model.config.n_positions
+def load(args):
+    """(model, training problems, their examples, valid examples). Shows the first dialogue."""
+    torch.manual_seed(args.seed)
+    if args.model in FROM_SCRATCH:
+        model = GPT(SIZES[args.model], {"tokenizer": "tiny"})
+    else:
+        model = GPT.from_pretrained(args.model)
+    set_defaults(args, is_ours(model))
+    problems = load_problems(args.dataset, "train", None, args.limit, args.annotations)
+    valid = make_examples(load_problems(args.dataset, "valid", None, 512), args.role, model)
+    if not valid:
+        say("No valid problem teaches this role: every 20th training problem is held out instead.")
+        valid = make_examples(problems[::20], args.role, model)
+        del problems[::20]
+    examples = make_examples(problems, args.role, model, args.learn_all)
+    teaching = [problem for problem in problems if can_learn(problem, args.role)]
+    if len(examples) < len(problems):
+        say(f"left out: {len(problems) - len(teaching):,} problems that lack what a {args.role} "
+            f"learns, {len(teaching) - len(examples):,} that are too long")
+    if not examples:
+        raise SystemExit(f"Too few problems hold what a {args.role} learns to write. A teacher can "
+                         f"write it:\n  python annotate.py --dataset {args.dataset}\nThen add: "
+                         f"--annotations annotations/{run_name(args.dataset)}-socratic.jsonl")
+    text = show(segments(teaching[0], args.role), color=sys.stdout.isatty())
+    say(f"The first dialogue; what the {args.role} learns to write is marked:\n\n{text}\n")
+    return model, problems, examples, valid
 
 def is_ours(model):
-    """Whether it began from scratch here; released weights are trained more gently."""
+    """Whether it began from scratch here. Released weights are trained more gently."""
     return model.info.get("tokenizer") == "tiny"
 
 def set_defaults(args, from_scratch):
@@ -284,37 +303,7 @@ def set_defaults(args, from_scratch):
     args.lr = args.lr or (4e-3 if from_scratch else 1e-4)
     args.batch_tokens = args.batch_tokens or (2048 if from_scratch else 4096)
 
-def load(args):
-    """(model, training problems, their examples, valid examples). Shows the first dialogue."""
-    torch.manual_seed(args.seed)
-    model = (GPT(SIZES[args.model], {"tokenizer": "tiny"}) if args.model in FROM_SCRATCH else
-             GPT.from_pretrained(args.model))
-    set_defaults(args, is_ours(model))
-    encoding = encoding_of(model, args)
-    problems = load_problems(args.dataset, "train", None, args.limit, args.annotations)
-    # Annotations may cover the training split alone; then the valid split's own steps count.
-    valid = []
-    for annotations in [args.annotations, None]:
-        held_out = load_problems(args.dataset, "valid", None, 512, annotations)
-        valid = valid or make_examples(held_out, *encoding)
-    if not valid:
-        say("No valid problem teaches this role: every 20th training problem is held out instead.")
-        valid = make_examples(problems[::20], *encoding)
-        del problems[::20]
-    examples = make_examples(problems, *encoding, args.learn_all)
-    n_lacking = sum(not can_learn(problem, args.role) for problem in problems)
-    if len(examples) < len(problems):
-        say(f"left out: {n_lacking:,} problems that lack what a {args.role} learns, "
-            f"{len(problems) - n_lacking - len(examples):,} that are too long")
-    if not examples:
-        raise SystemExit(
-            f"Too few problems of {args.dataset} hold what a {args.role} learns to write.\n"
-            f"Let a teacher write it: python annotate.py --dataset {args.dataset}\n"
-            f"then add: --annotations annotations/{run_name(args.dataset)}-socratic.jsonl")
-    first = next(problem for problem in problems if can_learn(problem, args.role))
-    text = show(segments(first, args.role), color=sys.stdout.isatty())
-    say(f"The first dialogue; what the {args.role} learns to write is marked:\n\n{text}\n")
-    return model, problems, examples, valid
+# ------------------------------------------------------------ checkpoints
 
 def save(out, trainer, args, log, best):
     """Write log.jsonl, and all that --resume needs. A kill cannot tear files that are replaced."""
@@ -325,32 +314,25 @@ def save(out, trainer, args, log, best):
 
 def resume(path, trainer, args):
     """Put everything back as it was saved, bit for bit. Returns the log and what was best."""
-    saved = {"log": [], "best": (math.inf, 0)}
+    log, best = [], (math.inf, 0)
     if path.exists():
         saved = torch.load(path, map_location=trainer.device, weights_only=True)
-        free = ("resume", "out", "device")    # all other flags must be the same
-        changed = [f"--{key.replace('_', '-')} {value}" for key, value in saved["args"].items()
-                   if key not in free and value != vars(args).get(key)]
+        log, best = saved["log"], saved["best"]
+        changed = dict(saved["args"].items() - vars(args).items())
+        for free in ("resume", "out", "device"):
+            changed.pop(free, None)
         if changed:
-            raise SystemExit(f"{path.parent} was started with other flags or problems: "
-                             f"{', '.join(changed)}")
+            raise SystemExit(f"{path.parent} was started with other flags or problems: {changed}")
         for part, state in zip(trainer.parts, saved["states"], strict=True):
             part.load_state_dict(state)
     if WORLD > 1:    # another machine may have another file, or none
         sums = [p.detach().view(torch.int32).sum().item() for p in trainer.model.parameters()]
         found = [None] * WORLD
-        dist.all_gather_object(found, (len(saved["log"]), *sums))
+        dist.all_gather_object(found, (len(log), *sums))
         if len(set(found)) > 1:
             raise SystemExit("The processes would go on from different steps or weights.\n"
                              f"Copy {path} of the first machine to all others.")
-    return saved["log"], saved["best"]
-
-def stop_unless_finite(name, value, step, best, out):
-    if not math.isfinite(value):    # one more step would spoil every weight
-        kept = f"that of step {best[1]}, in {out}" if best[1] else "none, it was not saved yet"
-        text = (f"Step {step}: the {name} is {value}, so the training stops. The last good "
-                f"student: {kept}.\nBegin anew with a smaller --lr.")
-        raise SystemExit(text if RANK == 0 else 1)    # the others do not know what was kept
+    return log, best
 
 # ------------------------------------------------------------ the command
 
@@ -394,37 +376,37 @@ def main(args):
     if (out / "log.jsonl").exists() and not args.resume:
         raise SystemExit(f"{out} holds a run already. To go on with it, add: --resume\n"
                          "To begin anew, delete that folder or name another: --out FOLDER")
-    trainer, get_examples, valid_batches = prepare(args)
+    trainer, problems, examples, valid_batches = prepare(args)
     log, best = resume(out / "resume.pt", trainer, args) if args.resume else ([], (math.inf, 0))
     n_done, n_steps = log[-1]["step"] if log else 0, args.steps
-    say(f"-> {out}, " + (f"going on after step {n_done}" if log else "from the beginning"))
+    say(f"-> {out}, after step {n_done}")
 
-    start, seconds, n_tokens = time.time(), 0, 0
-    remaining = itertools.islice(all_steps(get_examples, args), n_done, n_steps)
-    for step, step_batches in enumerate(remaining, n_done + 1):
+    seconds = n_tokens = 0    # of training, without validation
+    steps = all_steps(problems, examples, trainer.model, args)
+    for step, step_batches in enumerate(itertools.islice(steps, n_done, n_steps), n_done + 1):
         lr = learning_rate(step - 1, n_steps, args.lr)
-        began = time.time()
-        loss, norm = trainer.step(step_batches, lr)
-        seconds += time.time() - began    # without validation
-        stop_unless_finite("loss", loss, step, best, out)
-        if trainer.scaler.get_scale() <= 1:    # else float16 may overflow: that step is left out
-            stop_unless_finite("gradient norm", norm, step, best, out)
+        start = time.time()
+        try:
+            loss, norm = trainer.step(step_batches, lr)
+        except FloatingPointError as error:
+            raise SystemExit(f"Step {step}: {error}, so the training stops. The best student so "
+                             f"far is that of step {best[1]} (0: none), in {out}.\n"
+                             "Begin anew with a smaller --lr.") from None
+        seconds += time.time() - start
         n_tokens += sum(map(length, itertools.chain(*step_batches)))
-        if RANK == 0 and (step % 10 == 0 or step == n_steps):
-            left = int((time.time() - start) / (step - n_done) * (n_steps - step))
+        if RANK > 0:    # the first process prints, validates and saves
+            continue
+        if step % 10 == 0 or step == n_steps:
+            speed, left = n_tokens / seconds, int(seconds / (step - n_done) * (n_steps - step))
             log.append({"step": step, "loss": loss, "lr": lr, "norm": norm,
-                        "tokens_per_second": n_tokens / seconds})
+                        "tokens_per_second": speed})
             say(f"step {step:5d}/{n_steps} | loss {loss:.4f} | lr {lr:.1e} | norm {norm:.2f} | "
-                f"{n_tokens / seconds:6,.0f} tok/s | {left // 60}:{left % 60:02d} left")
-        if RANK == 0 and (step % math.ceil(n_steps / N_EVALS) == 0 or step == n_steps):
-            valid_loss = trainer.validate(valid_batches)
-            stop_unless_finite("valid loss", valid_loss, step, best, out)
-            is_best = valid_loss < best[0]
-            say(f"step {step:5d}/{n_steps} | valid loss {valid_loss:.4f}"
-                + " | the best so far: saved" * is_best)
-            log.append({"step": step, "valid_loss": valid_loss})
-            if is_best:
-                best = (valid_loss, step)
+                f"{speed:6,.0f} tok/s | {left // 60}:{left % 60:02d} left")
+        if step % math.ceil(n_steps / N_EVALS) == 0 or step == n_steps:
+            log.append({"step": step, "valid_loss": trainer.validate(valid_batches)})
+            say("step {step:5d}/{n} | valid loss {valid_loss:.4f}".format(n=n_steps, **log[-1]))
+            if log[-1]["valid_loss"] < best[0]:
+                best = (log[-1]["valid_loss"], step)
                 command = shlex.join(["python", "train.py", *sys.argv[1:]])
                 trainer.model.info |= {"role": args.role, "dataset": run_name(args.dataset),
                                        "command": command} | log[-1]
