@@ -104,14 +104,12 @@ class Job:
 
     def begin_turn(self, cue):
         """Read a cue. If it ends in a label, the turn begins with this label."""
+        self.on_text("context", "".join(cue).encode())
         self.text, self.n_written = b"", 0
         if cue[-1] in ("Solution:", "Answer:"):
             self.text = cue[-1].encode()
             self.on_text(self.role, self.text)
-        ids = []
-        for text in cue:
-            ids += tokenize(text, self.tokenizer)
-        self.read(ids)
+        self.read([token for text in cue for token in tokenize(text, self.tokenizer)])
 
     def read(self, ids):
         self.ids, self.n_tokens = ids, self.n_tokens + len(ids)
@@ -141,17 +139,26 @@ class Job:
             result = calculate(match[1].decode(errors="replace")) if match else None
             if self.calculator and result is not None:
                 self.forced = tokenize(f"{result}>>", self.tokenizer)
+                self.on_text("note", f"= the calculator: {result}>>".encode())
+
+    def explain(self, logits):
+        """Note the three likeliest next tokens (logits: (V,)), if the student is in two minds."""
+        shares, tokens = logits.float().softmax(-1).topk(3)
+        if shares[0] < 0.9 and not self.forced:
+            pairs = zip(self.tokenizer.decode_batch(tokens[:, None].tolist()), shares.tolist())
+            likeliest = ", ".join(f"{text!r} {share:.0%}" for text, share in pairs)
+            last = " ".join(self.text.decode(errors="replace").split(" ")[-4:])
+            self.on_text("note", f"? after {last!r}: {likeliest}".encode())
 
     def file_turn(self):
         """Add the turn to the dialogue. One without a label is what the role usually writes."""
         text = self.text.decode(errors="replace")
-        match = re.match("(Subquestion|Solution|Answer):", text)
-        usual = "Subquestion" if self.role == "decomposer" else "Solution"
-        kind = match[1] if match else usual
-        text = text.removeprefix(f"{kind}:")
-        self.dialogue.turns.append(Turn(self.role, kind, text.strip()))
+        kind, colon, rest = text.partition(":")
+        if not colon or kind not in ("Subquestion", "Solution", "Answer"):
+            kind, rest = "Subquestion" if self.role == "decomposer" else "Solution", text
+        self.dialogue.turns.append(Turn(self.role, kind, rest.strip()))
         if kind == "Answer":
-            self.dialogue.answer = extract_answer(f"Answer:{text}")
+            self.dialogue.answer = extract_answer(f"Answer:{rest}")
         self.on_text(self.role, b"\n")
 
     def go_on(self, is_end):
@@ -181,7 +188,7 @@ def choose(logits, jobs, temperature):
     return tokens.clamp(max=logits.shape[-1] - 1)[:, 0].tolist()
 
 @torch.inference_mode()
-def write(student, jobs, temperature=0.0):
+def write(student, jobs, temperature=0.0, explain=False):
     """Let a student do its jobs side by side, each in a row of the cache."""
     model, device = student.model, student.model.wte.weight.device
     rows = [job for job in jobs if job.ids]
@@ -195,7 +202,9 @@ def write(student, jobs, temperature=0.0):
         ids = torch.tensor(ids, device=device)
         logits = model.append(ids, cache, reading or slice(None), counts)       # (R, V)
         logits = logits[:, :student.tokenizer.n_vocab]    # some models have more, as padding
-        for job, token in zip(chosen, choose(logits, chosen, temperature)):
+        for job, token, row in zip(chosen, choose(logits, chosen, temperature), logits):
+            if explain:
+                job.explain(row)
             job.take(token)
         for row in reversed(range(len(rows))):
             if not rows[row].ids:    # done: the last row moves into the gap
@@ -204,11 +213,13 @@ def write(student, jobs, temperature=0.0):
                 rows.pop()
 
 def solve(problems, students, method="socratic", batch_size=64, temperature=0.0, seed=0,
-          calculator=True, on_text=lambda speaker, piece: None, given=None):
+          calculator=True, explain=False, on_text=lambda speaker, piece: None, given=None):
     """
     Solve problems [Problem] with students {role: Student}. Returns [Dialogue], in the same order.
 
-    on_text(speaker, bytes)  is called for every piece as it is written
+    on_text(speaker, bytes)  is called for every piece as it is written. The speaker is a role, the
+                             calculator, "context" (what a student is given), or "note" (explain:
+                             which tokens it hesitated between)
     given                    [[Step, ...], ...], a list for each problem: the solver gets these
                              steps and fills the solutions that are empty; nobody is asked
     """
@@ -221,7 +232,7 @@ def solve(problems, students, method="socratic", batch_size=64, temperature=0.0,
                 cues = make_cues(dialogue.problem, role, own_steps)
                 jobs.append(Job(dialogue, students[role], cues, seed, calculator, on_text))
         for at in range(0, len(jobs), batch_size):
-            write(students[role], jobs[at:at + batch_size], temperature)
+            write(students[role], jobs[at:at + batch_size], temperature, explain)
 
     if given is None:
         run(METHODS[method][0], [()] * len(problems))
@@ -270,24 +281,40 @@ def load_students(folders, device="auto", dtype="auto"):
 # ------------------------------------------------------------ the screen and the command
 
 class Screen:
-    """Prints a dialogue as it is written: a turn a line, its speaker in front."""
+    """
+    Prints a dialogue as it is written: a turn a line, its speaker in front. To explain it also
+    prints what a student is given (<), and below a turn what else it might have written (?).
+    """
 
-    def __init__(self):
-        self.begins_line = True
+    def __init__(self, explain=False):
+        self.explain, self.begins_line, self.notes = explain, True, []
         # A token may end in the middle of an emoji; the decoder waits for the rest.
         self.decoder = codecs.getincrementaldecoder("utf-8")("replace")
 
     def show(self, speaker, piece):
-        if self.begins_line:
-            print(f"{speaker:10s} | ", end="")
-        text = self.decoder.decode(piece)
-        if speaker == "calculator" and sys.stdout.isatty():
-            text = f"\033[35m{text}\033[0m"    # in colour
-        print(text, end="", flush=True)
-        self.begins_line = piece == b"\n"
+        if speaker == "context":
+            self.add(f"< {line}" for line in piece.decode().split("\n") if line)
+        elif speaker == "note":
+            self.notes.append(piece.decode())
+        else:
+            if self.begins_line:
+                print(f"{speaker:10s} | ", end="")
+            text = self.decoder.decode(piece)
+            if speaker == "calculator" and sys.stdout.isatty():
+                text = f"\033[35m{text}\033[0m"    # in colour
+            print(text, end="", flush=True)
+            self.begins_line = piece == b"\n"
+            if self.begins_line:
+                self.add(self.notes)
+                self.notes = []
+
+    def add(self, lines):
+        for line in lines if self.explain else ():
+            print(f"{'':10s} {line}")
 
 def solve_aloud(problem, students, options):
-    (dialogue,) = solve([problem], students, **options, on_text=Screen().show)
+    screen = Screen(options["explain"])
+    (dialogue,) = solve([problem], students, **options, on_text=screen.show)
     if dialogue.ended != "finished":
         print(f"[{dialogue.ended}]")
     print(f"= {dialogue.answer or 'none found'}")
@@ -317,6 +344,8 @@ def parse_args(argv=None):
     add("problem", nargs="?", help="the problem (None: standard input; on a terminal, a prompt)")
     add("--file", help="a problem a line: plain text, or records of data.py (- is standard input)")
     add("--json", action="store_true", help="print a JSON object a problem")
+    add("--explain", action="store_true",
+        help="print what each student is given (<) and where it is in two minds (?)")
     add("--dataset", default="demo", help="use students of this data set")
     add_student_flags(add)
     add("--temperature", type=float, default=0.0,
@@ -338,7 +367,7 @@ def main(args):
     folders = find_students(args.method, args.students, args.dataset, args.model)
     students = load_students(folders, args.device, args.dtype)
     options = {"method": args.method, "temperature": args.temperature, "seed": args.seed,
-               "calculator": args.calculator}
+               "calculator": args.calculator, "explain": args.explain and not args.json}
     if typing:
         print("Type a problem, then Enter. An empty line ends.", file=sys.stderr)
         while text := input("\nProblem: ").strip():

@@ -36,7 +36,7 @@ class Parrot(torch.nn.Module):
         super().__init__()
         self.config = tiny_student("solver", n_positions=n_positions).config
         self.wte = torch.nn.Embedding(2048, 32)
-        self.script, self.fed, self.calls = script, [], []
+        self.script, self.fed, self.calls, self.certainty = script, [], [], 1
 
     def append(self, ids, cache, rows, counts):
         cache.extend(rows, counts, ids.shape[1])
@@ -47,7 +47,7 @@ class Parrot(torch.nn.Module):
             self.fed[row] += ids[i, :counts[i]].tolist()
             wanted = self.script(TOKENIZER.decode(self.fed[row]))
             token = TOKENIZER.eot_token if wanted is None else tokenize(wanted, TOKENIZER)[0]
-            logits[i, token] = 1
+            logits[i, token] = self.certainty
         return logits
 
 
@@ -227,6 +227,31 @@ def test_an_emoji_split_over_tokens_is_printed_whole(capsys):
     assert capsys.readouterr().out == "solver     | Hi 🙂\n"
 
 
+def test_an_explanation_shows_what_each_student_is_given_and_between_which_tokens_it_chose():
+    pieces, actors = [], parrots(PROBLEM)
+    solve([PROBLEM], actors, explain=True, on_text=lambda *piece: pieces.append(piece))
+    given = b"".join(piece for speaker, piece in pieces if speaker == "context").decode().replace("\n\n", "\n")
+    whole = "".join(part.text for part in segments(PROBLEM, "decomposer")[:1]) * 2    # both students read the problem
+    assert given.startswith(whole + "Subquestion:") and given.endswith("Solution:\nAnswer:")
+    notes = [piece.decode() for speaker, piece in pieces if speaker == "note"]
+    assert "= the calculator: 12>>" in notes
+    (note,) = [note for note in notes if note.startswith("? after 'Answer:'")]
+    assert re.fullmatch(r"\? after 'Answer:': ' ' 0%, '.*' 0%, '.*' 0%", note)    # a parrot is never sure
+    actors = parrots(PROBLEM)
+    for actor in actors.values():
+        actor.model.certainty = 100
+    pieces.clear()
+    solve([PROBLEM], actors, explain=True, on_text=lambda *piece: pieces.append(piece))
+    assert {piece[:1] for speaker, piece in pieces if speaker == "note"} == {b"="}
+
+
+def test_the_screen_prints_the_explanation_below_the_turn_and_only_if_asked(folders, capsys):
+    out = command("Ben had 5 pens.", "--explain", "--students", *folders, capsys=capsys).out.splitlines()
+    given = ["           < Problem: Ben had 5 pens."]
+    assert out[:3] == [*given, "decomposer | ", *given] and out[3:5] == ["           < Subquestion: ", "           < Solution:"]
+    assert out[-2:] == ["solver     | Answer:", "= none found"]
+
+
 def test_problems_come_from_a_file_or_standard_input_and_leave_as_json(folders, capsys, monkeypatch, tmp_path):
     (tmp_path / "problems.txt").write_text("Ben had 5 pens.\n\n" + PROBLEM.to_json() + "\n", encoding="utf-8")
     out = command("--file", str(tmp_path / "problems.txt"), "--json", "--students", *folders, capsys=capsys).out
@@ -302,6 +327,11 @@ def test_a_turn_without_a_label_is_what_the_role_usually_writes():
     script = Parrot(lambda so_far: "How many?\n"[len(so_far.rpartition("left?\n")[2]):] or None)
     (dialogue,) = solve([PROBLEM], parrots(PROBLEM) | {"decomposer": Student("decomposer", script, TOKENIZER)})
     assert dialogue.texts("Subquestion")[0] == "How many?" and not dialogue.turns[0].kind == "Solution"
+    for text in ("Answer", "Answers: 12", "Solution"):    # a label has a colon
+        script = Parrot(recite(PROBLEM, "cot"))
+        script.script = lambda so_far, text=text: f"{text}\n"[len(so_far.rpartition("left?\n")[2]):] or None
+        (dialogue,) = solve([PROBLEM], parrots(PROBLEM) | {"cot": Student("cot", script, TOKENIZER)}, "cot")
+        assert [(turn.kind, turn.text) for turn in dialogue.turns[:1]] == [("Solution", text)] and dialogue.answer is None
 
 
 def test_a_solver_that_writes_the_end_token_early_is_given_the_next_cue():
