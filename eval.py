@@ -28,7 +28,8 @@ from pathlib import Path
 
 from data import (DATASET_HELP, HERE, Step, clean, extract_answer, load_problems, positive,
                   read_lines, replace_file, run_name, same_answer, sha256_of)
-from infer import add_student_flags, find_students, load_students, pick_device, solve
+from infer import (add_student_flags, find_students, load_students, pick_device, read_config,
+                   solve)
 
 SAMPLE_TEMPERATURE = 0.7    # of --samples
 STAGES = {    # where a wrong answer broke (see `stage`)
@@ -78,12 +79,15 @@ def make_header(args, folders, problems):
     settings |= {"device": device.type, "dtype": str(dtype).removeprefix("torch.")}
     settings["n"] = len(problems)
     settings["problems_sha256"] = sha256("\n".join(problem.to_json() for problem in problems))
+    trained = {}
     for role, folder in folders.items():
         settings[f"{role}_sha256"] = sha256_of(folder / "model.safetensors")
+        trained[role] = read_config(folder / "config.json")[1].get("command")
     for name in ("data.py", "gpt.py", "infer.py", "eval.py"):
         settings[f"{name}_sha256"] = sha256_of(HERE / name)
     return {"settings": settings, "command": shlex.join(["python", "eval.py", *sys.argv[1:]]),
-            "students": {role: str(folder) for role, folder in folders.items()}}
+            "students": {role: str(folder) for role, folder in folders.items()},
+            "trained_by": trained}
 
 def sha256(text):
     return hashlib.sha256(text.encode()).hexdigest()

@@ -385,10 +385,10 @@ def test_rescoring_equals_scoring_and_needs_no_student(command, capsys, monkeypa
 
 def test_the_result_says_where_it_comes_from(command):
     command("--limit", "2")
-    settings, command_line, students, scores = json.loads(only("*.json").read_text()).values()
+    settings, command_line, students, trained, scores = json.loads(only("*.json").read_text()).values()
     assert (settings["split"], settings["n"], settings["dtype"], settings["device"]) == ("test", 2, "float32", "cpu")
     assert {"dataset", "problems_sha256", "solver_sha256", "infer.py_sha256", "batch_size", "calculator"} < set(settings)
-    assert set(students) == {"decomposer", "solver"} and command_line.startswith("python eval.py")
+    assert set(students) == set(trained) == {"decomposer", "solver"} and command_line.startswith("python eval.py")
     assert scores["accuracy"]["right (strict)"]["n"] == 2
 
 
