@@ -14,8 +14,10 @@ from toy import tiny_student
 import annotate
 import eval
 import infer
+import tables
 import train
 from data import load_problems, read_records, same_answer
+from eval import wilson
 from gpt import SIZES
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -43,8 +45,17 @@ def test_the_import_graph_is_the_one_that_the_readme_draws(name):
 
 def test_nothing_but_the_five_packages_is_imported():
     for path in (*ROOT.glob("*.py"), *ROOT.glob("tests/*.py")):
-        foreign = set(imports(path)) - PACKAGES - OURS - set(sys.stdlib_module_names) - {"toy", "reference", "fake_teacher"}
+        foreign = set(imports(path)) - PACKAGES - OURS - set(sys.stdlib_module_names) - {"toy", "reference", "fake_teacher", "tables"}
         assert not foreign - ({"transformers"} if path.name == "bench.py" else set()), path
+
+
+def test_the_readmes_results_are_those_of_the_receipts():
+    lines, readme = tables.table(), (ROOT / "README.md").read_text(encoding="utf-8")
+    assert len(lines) > 2 and "\n".join(lines) in readme
+    for receipt in tables.receipts():
+        figure = receipt["scores"]["accuracy"]["right (strict)"]
+        assert wilson(figure["right"], figure["n"]) == (figure["low"], figure["high"])
+        assert figure["n"] == receipt["settings"]["n"] and receipt["commit"] and all(receipt["trained_by"].values())
 
 
 @pytest.mark.parametrize("name", sorted(OURS - {"gpt"}))
