@@ -2,8 +2,7 @@
 What do we want a student to write? Problems, dialogues, answers, tokens, and the data sets.
 
     python data.py                    the demo data set: counts, and one dialogue for each role
-    python data.py --dataset gsm8k    the same for gsm8k, svamp or strategyqa (downloaded once),
-                                      or for problem records of your own: --dataset mine.jsonl
+    python data.py --dataset gsm8k    the same for gsm8k, svamp, strategyqa or your own FILE.jsonl
 
 A solved problem is a dialogue. This text is all that the models ever see:
 
@@ -16,17 +15,13 @@ A solved problem is a dialogue. This text is all that the models ever see:
 
 A role says who reads and who learns to write which part of it; see `segments`.
 
-Reads   students/*.toml           the story table of the demo, the sources of the data sets
-        data/<dataset>/...        the authors' files (another folder: SOCRATIC_DATA)
-        <your file>.jsonl         problem records of your own
+Reads   data/ or the folder SOCRATIC_DATA (the authors' files), students/*.toml, your own FILE.jsonl
 """
 
 import argparse
 import ast
 import base64
-import copy
 import hashlib
-import io
 import json
 import math
 import operator
@@ -34,7 +29,6 @@ import os
 import random
 import re
 import sys
-import time
 import tomllib
 from collections import Counter
 from dataclasses import asdict, dataclass, field, replace
@@ -55,7 +49,7 @@ IGNORE = -100    # the target of a token that is only context: cross_entropy ski
 HERE = Path(__file__).resolve().parent
 
 for stream in (sys.stdout, sys.stderr):
-    if isinstance(stream, io.TextIOWrapper):
+    if hasattr(stream, "reconfigure"):
         stream.reconfigure(errors="replace")    # a console that lacks a letter shows "?"
 
 # ------------------------------------------------------------ records, one JSON object a line
@@ -75,9 +69,7 @@ class Problem:
     evidence: list[str] = field(default_factory=list)    # a formula or facts, for a teacher
 
     def to_json(self) -> str:
-        record = asdict(self)
-        if not self.evidence:
-            del record["evidence"]
+        record = {key: value for key, value in asdict(self).items() if value or key != "evidence"}
         return json.dumps(record, ensure_ascii=False)
 
     @classmethod
@@ -89,35 +81,36 @@ class Problem:
             raise ValueError("'problem' is empty")
         return cls(**record | {"steps": [Step(**step) for step in record["steps"]]})
 
-EXAMPLE = {"id": "", "problem": "", "steps": [{"question": "", "solution": ""}], "answer": "",
-           "source": "", "evidence": [""]}
+EXAMPLE = asdict(Problem("", "", [Step()], evidence=[""]))
 
 def check_shape(value, example, name: str) -> None:
     """Raise a ValueError unless the value is built like the example (evidence may be missing)."""
     if type(value) is not type(example):
-        kinds = {dict: "an object", list: "a list", str: "a string"}
-        raise ValueError(f"{name} must be {kinds[type(example)]}")
+        kind = {dict: "an object", list: "a list", str: "a string"}[type(example)]
+        raise ValueError(f"{name} must be {kind}")
     if isinstance(value, str):
         value.encode()    # fails for half of a surrogate pair
-    if isinstance(value, list):
+    elif isinstance(value, list):
         for item in value:
             check_shape(item, example[0], f"an item of {name}")
-    if isinstance(value, dict):
-        for key in sorted(example.keys() - value.keys() - {"evidence"}):
-            raise ValueError(f"{name}: the key {key!r} is missing")
-        for key in sorted(value.keys() - example.keys()):
-            raise ValueError(f"{name}: unknown key {key!r}")
+    else:
+        for key in sorted((value.keys() ^ example.keys()) - {"evidence"}):
+            fault = "unknown" if key in value else "missing"
+            raise ValueError(f"{name}: the key {key!r} is {fault}")
         for key in value:
             check_shape(value[key], example[key], repr(key))
 
-def read_lines(path, parse=json.loads, may_be_torn=False):
+def read_lines(path, parse=json.loads, may_be_torn=False) -> list:
     """
-    `parse(line)` of every line of a JSONL file, as a list. Blank lines are skipped. A broken line
-    ends the program with `file:line: reason`; a last line that a kill may have torn is left out.
+    `parse(line)` of every line of a file that is not blank; "-" is the standard input. A broken
+    line ends the program with `file:line: reason`. A last line that a kill has torn is skipped.
     """
-    values, n = [], 0
+    if path != "-" and not Path(path).is_file():
+        raise SystemExit(f"{path} does not exist.")
+    values, n, errors = [], 0, "ignore" if may_be_torn else "strict"
     try:
-        with open_text(path, errors="ignore" if may_be_torn else "strict") as file:
+        # "utf-8-sig" skips a byte order mark.
+        with sys.stdin if path == "-" else open(path, encoding="utf-8-sig", errors=errors) as file:
             for n, line in enumerate(file, 1):    # noqa: B007 (the error below names n)
                 if line.strip() and not (may_be_torn and not line.endswith("\n")):
                     values.append(parse(line))
@@ -127,13 +120,6 @@ def read_lines(path, parse=json.loads, may_be_torn=False):
 
 def read_records(path) -> list[Problem]:
     return read_lines(path, Problem.from_json)
-
-def open_text(path, errors="strict"):
-    if path == "-":
-        return sys.stdin
-    if not Path(path).is_file():
-        raise SystemExit(f"{path} does not exist.")
-    return open(path, encoding="utf-8-sig", errors=errors)    # -sig: skips a byte order mark
 
 def replace_file(path, *chunks: bytes) -> None:
     """Write a file so that a reader, or a crash, finds the old one or the whole new one."""
@@ -156,47 +142,40 @@ def segments(problem: Problem, role: str) -> list[Segment]:
     """
     A solved problem as the segments that a student of this role reads and learns to write.
 
-    | role       | sees                                 | learns to write                        |
-    | answer     | problem                              | answer                                 |
-    | cot        | problem                              | solution 1..n, answer                  |
-    | unified    | problem                              | subquestion 1, solution 1, ..., answer |
-    | decomposer | problem                              | subquestion 1..n                       |
-    | solver     | problem, each subquestion before its | solution 1..n, answer                  |
-    |            | solution                             |                                        |
+    | role       | sees                      | learns to write                        |
+    | answer     | problem                   | answer                                 |
+    | cot        | problem                   | solution 1..n, answer                  |
+    | unified    | problem                   | subquestion 1, solution 1, ..., answer |
+    | decomposer | problem                   | subquestion 1..n                       |
+    | solver     | problem, each subquestion | solution 1..n, answer                  |
 
-    A label such as `Solution:` is learned where the role has a choice, and given where it has
-    none. The text after a label begins with a space, because GPT-2's tokens do. A turn ends with
-    a newline; the last turn ends with the end token instead, which `encode` adds.
+    A label such as `Solution:` is learned where the role has a choice. The text after it begins
+    with a space, because GPT-2's tokens do. A turn ends with a newline, but the last one with the
+    end token, which `encode` adds.
     """
+    steps = problem.steps
+    if role == "cot" and problem.answer in ("yes", "no") and not any(s.solution for s in steps):
+        steps = [Step("", fact) for fact in problem.evidence]    # all that StrategyQA has
     turns = []    # (label, text)
-    if role == "cot":
-        turns = [("Solution:", text) for text in chain_of_thought(problem)]
-    elif role != "answer":
-        for step in problem.steps:
+    for step in steps:
+        if role in ("unified", "decomposer", "solver"):
             turns.append(("Subquestion:", step.question))
-            if role != "decomposer":    # it never sees a solution
-                turns.append(("Solution:", step.solution))
+        if role in ("cot", "unified", "solver"):
+            turns.append(("Solution:", step.solution))
     if role != "decomposer":
         turns.append(("Answer:", problem.answer))
 
     parts = [Segment(f"Problem: {clean(problem.problem)}\n", False)]
     has_a_choice = role in ("cot", "unified", "decomposer")
-    for i, (label, text) in enumerate(turns):
-        is_last = i == len(turns) - 1
-        learned = has_a_choice or label != "Subquestion:"
+    for i, (label, text) in enumerate(turns, 1):
+        end = "\n" if i < len(turns) else ""
         parts.append(Segment(label, has_a_choice))
-        parts.append(Segment(f" {clean(text)}" + ("" if is_last else "\n"), learned))
+        parts.append(Segment(f" {clean(text)}{end}", has_a_choice or label != "Subquestion:"))
     return parts
 
 def clean(text: str) -> str:
     """The text on one line, with single spaces: a newline would end a turn."""
     return " ".join(text.split())
-
-def chain_of_thought(problem: Problem) -> list[str]:
-    """The solutions. StrategyQA has none; there the facts stand for them."""
-    texts = [step.solution for step in problem.steps]
-    is_open = not any(texts) and problem.answer in ("yes", "no")
-    return problem.evidence if is_open else texts
 
 def can_learn(problem: Problem, role: str) -> bool:
     """Whether the record holds everything that the role reads and learns to write."""
@@ -220,12 +199,9 @@ def encode(parts: list[Segment], tokenizer):
     return ids[:-1], targets
 
 def tokenize(text: str, tokenizer) -> list[int]:
-    """
-    The token ids of one segment.
-
-    subtle: the text is cut after the `=` and the `>>` of a calculator annotation. While a student
-    writes, the calculator begins and ends at these places, so both see the same tokens.
-    """
+    """The token ids of one segment."""
+    # subtle: the text is cut where the calculator begins and ends to write for a student, after
+    # the `=` and the `>>` of an annotation. So training sees the same tokens.
     pieces = re.split(r"(?<=>>)|(?<==)(?=[^<>=]*>>)", text)
     return [token for piece in pieces for token in tokenizer.encode_ordinary(piece)]
 
@@ -238,24 +214,20 @@ def show(parts: list[Segment], color=False) -> str:
 # ------------------------------------------------------------ arithmetic
 
 NUMBER = r"[0-9]+(?:,[0-9]{3})*(?:\.[0-9]+)?|\.[0-9]+"
+OPERATORS = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul,
+             ast.Div: operator.truediv}
 
 def calculate(expression: str) -> str | None:
     """
     The value of an arithmetic expression as the data writes it, or None if it is not arithmetic.
+    It knows + - * / ( ), decimals, percent and thousands commas, up to 200 characters.
 
-    Knows + - * / ( ), decimals, percent and thousands commas, up to 200 characters. Python's
-    parser reads it, but nothing is ever evaluated by Python: `value_of` computes with exact
-    fractions.
-
-    >>> calculate("2*(3+4)"), calculate("5/2"), calculate("1,000*20%"), calculate("1/3")
-    ('14', '2.5', '200', '0.33')
-    >>> calculate("1/0"), calculate("3 4"), calculate("x+1")
-    (None, None, None)
+    >>> calculate("2*(3+4)"), calculate("1,000*20%"), calculate("1/3"), calculate("3 4")
+    ('14', '200', '0.33', None)
     """
     text = expression.translate(str.maketrans("×÷−–", "*/--", "$")).strip()
-    # Python reads neither 1,000 nor 007.
-    text = re.sub(r"(?<![0-9.])[0-9]{1,3}(,[0-9]{3})+(?![0-9])",
-                  lambda match: match[0].replace(",", ""), text)
+    # Python's parser reads the rest, but neither 1,000 nor 007.
+    text = re.sub(r"(?<![\d.])\d{1,3}(,\d{3})+(?!\d)", lambda m: m[0].replace(",", ""), text)
     text = re.sub(r"(?<![0-9.])0+(?=[0-9])", "", text)
     text = re.sub(r"([0-9.]+) *%", r"(\1/100)", text)
     if len(expression) > 200 or not re.fullmatch(r"([0-9+*/() -]|\.(?=[0-9]))*", text):
@@ -265,11 +237,8 @@ def calculate(expression: str) -> str | None:
     except (SyntaxError, ZeroDivisionError):
         return None
 
-OPERATORS = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul,
-             ast.Div: operator.truediv}
-
 def value_of(node) -> Fraction:
-    """The value of a node of Python's syntax tree, if it is one of ours."""
+    """The exact value of a node of Python's syntax tree, if it is one of ours. No eval."""
     if isinstance(node, ast.Constant):
         return Fraction(str(node.value))
     if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
@@ -279,19 +248,11 @@ def value_of(node) -> Fraction:
     raise SyntaxError
 
 def format_number(value: Fraction) -> str:
-    """
-    A number as GSM8K writes it. One without an end gets 2 decimals, or 2 digits below 0.1.
-
-    >>> format_number(Fraction(24)), format_number(Fraction(1, 2)), format_number(Fraction(200, 3))
-    ('24', '0.5', '66.67')
-    """
-    n_decimals = 0
-    while n_decimals < 12 and (value * 10**n_decimals).denominator > 1:
-        n_decimals += 1
-    if (value * 10**n_decimals).denominator > 1:
+    """A number as GSM8K writes it. One without an end gets 2 decimals, or 2 digits below 0.1."""
+    n_decimals = next((n for n in range(13) if (value * 10**n).denominator == 1), None)
+    if n_decimals is None:
         n_decimals = min(12, max(2, 1 - math.floor(math.log10(abs(value)))))
-    scaled = round(abs(value) * 10**n_decimals)
-    whole, rest = divmod(scaled, 10**n_decimals)
+    whole, rest = divmod(round(abs(value) * 10**n_decimals), 10**n_decimals)
     text = f"{whole}.{rest:0{n_decimals}d}".rstrip("0").rstrip(".")
     return "-" + text if value < 0 and text != "0" else text
 
@@ -303,15 +264,12 @@ VALUE = rf"(?:(?<![\w.,)])-)?[ $€£]{{0,3}}(?:{NUMBER})(?:/(?:{NUMBER}))?"
 
 def extract_answer(text: str, lenient=False) -> str | None:
     r"""
-    The answer of the first answer block (`Answer: ...` or `#### ...`), normalised, or None.
-
-    What follows that block is ignored. In an equation the last side that says one number counts.
+    The answer of the first answer block (`Answer: ...` or `#### ...`), normalised, or None. In an
+    equation the last side that says one number counts.
     lenient: if there is no block, the last number of the text, or its last yes or no.
 
-    >>> extract_answer("so she has\nAnswer: $1,200.\nProblem: ..."), extract_answer("Answer: 5 1/2")
+    >>> extract_answer("so\nAnswer: $1,200.\nProblem: ..."), extract_answer("She has 18 apples")
     ('1200', None)
-    >>> extract_answer("She has 18 apples"), extract_answer("She has 18 apples", lenient=True)
-    (None, '18')
     """
     text = text.translate(DASHES)
     block = re.search(r"(?:\bAnswer:|####)([^\n]*)", text)
@@ -319,12 +277,8 @@ def extract_answer(text: str, lenient=False) -> str | None:
         sides = re.sub("<<.*?>>", "", block[1]).split("=")
         values = [value for side in sides if (value := read_value(side)) is not None]
         return values[-1] if values else None
-    if not lenient:
-        return None
-    numbers = list(re.finditer(VALUE, text))
-    words = list(re.finditer(r"\b(?:yes|no)\b(?=[.,;!]|\W*$)", text, re.IGNORECASE))
-    last = max(numbers[-1:] + words[-1:], key=lambda match: match.start(), default=None)
-    return read_value(last[0]) if last else None
+    found = re.findall(rf"(?i){VALUE}|\b(?:yes|no)\b(?=[.,;!]|\W*$)", text)
+    return read_value(found[-1]) if lenient and found else None
 
 def read_value(text: str) -> str | None:
     """
@@ -333,31 +287,23 @@ def read_value(text: str) -> str | None:
     """
     word = re.match(r"\W*(yes|no|true|false)\b(?! one\b)", text, re.IGNORECASE)
     if word:
-        return {"true": "yes", "false": "no"}.get(word[1].lower(), word[1].lower())
+        return "yes" if word[1].lower() in ("yes", "true") else "no"
     found = list(re.finditer(VALUE, text))
     if len(found) > 1:
-        goes_on = re.compile(r"\s*(?:[-+*/^×÷:]|to\b|or\b|[.,]?\d)").match(text, found[0].end())
-        if text[:found[0].start()].strip() or goes_on:
+        before, after = text[:found[0].start()], text[found[0].end():]
+        if before.strip() or re.match(r"\s*([-+*/^×÷:]|to\b|or\b|[.,]?\d)", after):
             return None
     return calculate(re.sub(r"[ €£]", "", found[0][0])) if found else None
 
 def same_answer(a: str | None, b: str | None) -> bool:
-    """
-    Whether two answers are the same number or the same word. None, "not found", equals nothing.
-
-    >>> same_answer("18.0", "18"), same_answer("yes", "Yes"), same_answer(None, None)
-    (True, True, False)
-    """
+    """Whether two answers are the same number (18.0 is 18) or word. None equals nothing."""
     if a is None or b is None:
         return False
-    x, y = calculate(a), calculate(b)
-    if x is None or y is None:
-        return a.strip().lower() == b.strip().lower()
+    x, y = (calculate(text) or text.strip().lower() for text in (a, b))
     return x == y
 
 # ------------------------------------------------------------ tokenizers
 
-END = "<|endoftext|>"
 # Digits stand alone, so that numbers can be copied digit by digit; so do <<, = and >>.
 TINY_PATTERN = (r"<<|>>|[=\n\d<>]|'(?:s|t|re|ve|m|ll|d)\b| ?[^\W\d_]+| ?(?:[^\w\s=<>]|_)+"
                 r"| (?=\d)|\s+(?!\S)|\s+")
@@ -365,35 +311,33 @@ TINY_PATTERN = (r"<<|>>|[=\n\d<>]|'(?:s|t|re|ve|m|ll|d)\b| ?[^\W\d_]+| ?(?:[^\w\
 def get_tokenizer(name: str) -> tiktoken.Encoding:
     """`gpt2`: OpenAI's 50,257 tokens (downloaded once). `tiny`: our own 2,048, in students/."""
     if name == "tiny":
-        with open_text(HERE / "students" / "tiny.tiktoken") as file:
-            rows = [line.split() for line in file]
+        rows = read_lines(HERE / "students" / "tiny.tiktoken", str.split)
         ranks = {base64.b64decode(token): int(rank) for token, rank in rows}
         return tiktoken.Encoding("tiny", pat_str=TINY_PATTERN, mergeable_ranks=ranks,
-                                 special_tokens={END: len(ranks)})
+                                 special_tokens={"<|endoftext|>": len(ranks)})
     if name != "gpt2":
         raise SystemExit(f"Unknown tokenizer {name!r}. There are: gpt2, tiny")
     try:
         return tiktoken.get_encoding("gpt2")
-    except (requests.RequestException, OSError) as error:
-        raise SystemExit(
-            f"Cannot load GPT-2's tokenizer ({type(error).__name__}). It needs the network once. On"
-            "\na machine that has it, set TIKTOKEN_CACHE_DIR to a folder, run the next line, and\n"
-            "copy that folder here: python -c 'import tiktoken as t; t.get_encoding(\"gpt2\")'"
-        ) from None
+    except OSError as error:    # all errors of requests are
+        raise SystemExit(f"Cannot load GPT-2's tokenizer: {type(error).__name__}. Offline? Copy "
+                         "the folder\nTIKTOKEN_CACHE_DIR from a machine that has it.") from None
 
 # ------------------------------------------------------------ files: found, downloaded, checked
 
 @cache
 def read_toml(name):
     """A file of students/, where all lies that is data and not code. Each explains itself."""
-    with open(HERE / "students" / name, "rb") as file:
-        return tomllib.load(file)
+    return tomllib.loads((HERE / "students" / name).read_text(encoding="utf-8"))
+
+def sha256_of(path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 def find_file(name: str, data_dir=None) -> Path:
     """The path of a data file: downloaded if it is not there, and always checked."""
     path = Path(data_dir or os.environ.get("SOCRATIC_DATA") or "data") / name
-    address, sha256 = read_toml("sources.toml")[name]
-    url = f"https://raw.githubusercontent.com/{address}"
+    url, sha256 = read_toml("sources.toml")[name]
     if not path.is_file():
         download(url, path, sha256)
     elif sha256_of(path) != sha256:
@@ -401,30 +345,23 @@ def find_file(name: str, data_dir=None) -> Path:
                          f"  Delete it to have it downloaded again from {url}")
     return path
 
-def sha256_of(path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
 def download(url: str, path: Path, sha256: str | None = None) -> None:
     """
     Fetch `url` into `path`: under a temporary name, continuing an interrupted try, then checked.
     Without a sha256, the one that Hugging Face names in its redirection (X-Linked-ETag) is used.
     """
     part = path.with_name(path.name + ".part")
+    n_there = part.stat().st_size if part.exists() else 0
+    headers = {"Accept-Encoding": "identity", "Range": f"bytes={n_there}-"}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(part, "ab") as file:
-            headers = {"Accept-Encoding": "identity", "Range": f"bytes={file.tell()}-"}
-            with requests.get(url, headers=headers, stream=True, timeout=60) as reply:
-                if reply.status_code != 416:    # 416: the part was whole already
-                    reply.raise_for_status()
-                    if reply.status_code != 206:    # the server sends the whole file again
-                        file.seek(0)
-                        file.truncate()
-                    save_body(reply, file, f"{path.parent.name}/{path.name}")
-                for redirection in reply.history:
-                    sha256 = sha256 or redirection.headers.get("X-Linked-ETag", "").strip('"')
-    except (requests.RequestException, OSError) as error:
+        with requests.get(url, headers=headers, stream=True, timeout=60) as reply:
+            for redirection in reply.history:
+                sha256 = sha256 or redirection.headers.get("X-Linked-ETag", "").strip('"')
+            if reply.status_code != 416:    # 416: the part was whole already
+                reply.raise_for_status()
+                save_body(reply, part)
+    except OSError as error:    # all errors of requests are
         raise SystemExit(f"\nCannot download {url}\n  {type(error).__name__}: {error}\n"
                          "  The same command continues where it stopped. Offline? Fetch that\n"
                          f"  address on another machine and put the file at {path}") from None
@@ -434,18 +371,15 @@ def download(url: str, path: Path, sha256: str | None = None) -> None:
                          f"  Try again; if that does not help, put the right file at {path}")
     part.replace(path)
 
-def save_body(reply, file, name: str) -> None:
+def save_body(reply, part: Path) -> None:
     """Append what arrives, and show how far it is."""
-    start, n_first = time.time(), file.tell()
-    total = n_first + int(reply.headers.get("Content-Length", 0))
-    for chunk in reply.iter_content(1 << 16):
-        file.write(chunk)
-        left = (total - file.tell()) * (time.time() - start) / (file.tell() - n_first)
-        print(f"\r{name}: {file.tell() / 1e6:,.1f} of {total / 1e6:,.1f} MB, {left:.0f} s left ",
-              end="", file=sys.stderr)
-    print(file=sys.stderr)
-    if file.tell() < total:
-        raise OSError(f"the connection closed after {file.tell():,} of {total:,} bytes")
+    with open(part, "ab" if reply.status_code == 206 else "wb") as file:    # 206: only the rest
+        total = file.tell() + int(reply.headers.get("Content-Length", 0))
+        for chunk in reply.iter_content(1 << 16):
+            file.write(chunk)
+            print(f"\r{part.parent.name}/{part.stem}: {file.tell() / 1e6:,.1f} of "
+                  f"{total / 1e6:,.1f} MB", end="", file=sys.stderr)
+        print(file=sys.stderr)
 
 # ------------------------------------------------------------ the data sets
 
@@ -453,11 +387,8 @@ def load_problems(dataset, split, data_dir=None, limit=None, annotations=None) -
     """
     The problems of one split, in a fixed order.
 
-    dataset      a built-in one, the path of a .jsonl file of problem records, or several of them
-                 to train on: world+gsm8k
-    split        train, valid or test; demo also has long (7 and 8 steps), svamp and files all
-    limit        only the first so many (of each part of a mixture); demo and world can generate
-                 any number of training problems
+    dataset      a built-in one, the path of a file of records, or several to train on: world+gsm8k
+    limit        only the first so many of each part; demo and world have any number for training
     annotations  a file of records whose steps replace the data set's own, joined by id
     """
     name, splits, problems = run_name(dataset), splits_of(dataset), []
@@ -467,40 +398,34 @@ def load_problems(dataset, split, data_dir=None, limit=None, annotations=None) -
         problems += load_split(part, split, data_dir, limit)
     if annotations:
         by_id = {record.id: record for record in read_records(annotations)}
-        n_asked = len(problems)
-        problems = [replace(p, steps=by_id[p.id].steps, source=by_id[p.id].source)
-                    if p.id in by_id else p for p in problems if p.id in by_id or "+" in dataset]
-        print(f"{annotations}: {len(by_id)} annotations, {len(problems)} match the "
-              f"{n_asked} problems of {name}/{split}", file=sys.stderr)
+        matching = [problem for problem in problems if problem.id in by_id]
+        for problem in matching:
+            annotation = by_id[problem.id]
+            problem.steps, problem.source = annotation.steps, annotation.source
+        print(f"{annotations}: {len(by_id)} annotations, {len(matching)} match the "
+              f"{len(problems)} problems of {name}/{split}", file=sys.stderr)
+        return problems if "+" in dataset else matching    # other parts stay as they are
     return problems
 
-def load_split(dataset, split, data_dir, limit):
+def load_split(dataset, split, data_dir, limit) -> list[Problem]:
     """The same for one data set alone."""
     if dataset in ("demo", "world"):
-        n = {"train": 20_000, "valid": 500, "test": 1_000, "long": 500}[split]
-        n = limit if limit and (split == "train" or limit < n) else n
-        return make_stories(dataset, split, n)
+        n = {"train": limit or 20_000, "valid": 500, "test": 1_000, "long": 500}[split]
+        return make_stories(dataset, split, min(n, limit or n))
     load = {"gsm8k": load_gsm8k, "svamp": load_svamp, "strategyqa": load_strategyqa}.get(dataset)
     problems = load(split, data_dir) if load else load_file(dataset, split)
     return problems[:limit]
 
 def run_name(dataset: str) -> str:
-    """
-    What a data set is called in the names of runs and files. SystemExit if it is unknown.
-
-    >>> run_name("gsm8k"), run_name("my/pens.jsonl"), run_name("world+my/pens.jsonl")
-    ('gsm8k', 'pens', 'world+pens')
-    """
+    """What a data set is called in names of runs: "world+pens" for "world+my/pens.jsonl"."""
     names = []
     for part in dataset.split("+"):
         is_file = part.endswith(".jsonl")
-        name = Path(part).stem if is_file else part
-        if is_file and name in DATASETS:
-            raise SystemExit(f"{part}: {name} is the name of a built-in data set. Rename the file.")
-        if not is_file and name not in DATASETS:
-            raise SystemExit(f"Unknown data set {name!r}. There are: {', '.join(DATASETS)}, the "
-                             "path of a file that ends in .jsonl, and several joined by +")
-        names.append(name)
+        names.append(Path(part).stem if is_file else part)
+        if is_file == (names[-1] in DATASETS):
+            raise SystemExit(
+                f"Unknown data set {part!r}. There are: {', '.join(DATASETS)}, a path that ends in "
+                ".jsonl\n(not the name of a built-in data set), and several joined by +")
     return "+".join(names)
 
 def splits_of(dataset) -> tuple:
@@ -513,49 +438,41 @@ def split_of(text: str) -> str:
     return {0: "test", 1: "valid"}.get(bucket, "train")
 
 def load_file(path, split) -> list[Problem]:
-    """
-    One's own records. The text of a problem decides its split, whatever else the file holds, so
-    that nobody scores by mistake the problems that a student has learned.
-    """
+    """One's own records. The text of a problem decides its split, whatever else the file holds."""
     problems = read_records(path)
-    ids = Counter(problem.id for problem in problems)
-    if ids and max(ids.values()) > 1:
-        raise SystemExit(f"{path}: the id {ids.most_common(1)[0][0]!r} stands there more than once")
+    for name, n in Counter(problem.id for problem in problems).items():
+        if n > 1:
+            raise SystemExit(f"{path}: the id {name!r} stands there {n} times")
     return [p for p in problems if split in ("all", split_of(p.problem))]
 
 def load_gsm8k(split, data_dir) -> list[Problem]:
     """Its answers are lines `subquestion ** solution`, then `#### number`."""
     part = "test" if split == "test" else "train"
     problems = []
-    with open_text(find_file(f"gsm8k/{part}_socratic.jsonl", data_dir)) as file:
-        for n, line in enumerate(file):    # two rows hold U+2028, at which splitlines would cut
-            row = json.loads(line)
-            text, answer = row["answer"].split("#### ")
-            steps = [Step(*line.split(" ** ")) for line in text.strip("\n").split("\n")]
-            problems.append(Problem(f"gsm8k-{part}-{n}", row["question"], steps,
-                                    answer.replace(",", "")))
+    for n, row in enumerate(read_lines(find_file(f"gsm8k/{part}_socratic.jsonl", data_dir))):
+        *lines, answer = row["answer"].split("\n")
+        steps = [Step(*line.split(" ** ")) for line in lines]
+        answer = answer.removeprefix("#### ").replace(",", "")
+        problems.append(Problem(f"gsm8k-{part}-{n}", row["question"], steps, answer))
     return {"train": problems[:-512], "valid": problems[-512:], "test": problems}[split]
 
 def load_svamp(split, data_dir) -> list[Problem]:
     """Test: SVAMP's 237 problems with two operators. Training: ASDiv's with two or more."""
     if split in ("train", "valid"):
-        problems = load_asdiv(data_dir)
-        return [p for i, p in enumerate(problems) if (i % 10 == 9) == (split == "valid")]
+        asdiv = enumerate(load_asdiv(data_dir))
+        return [problem for i, problem in asdiv if (i % 10 == 9) == (split == "valid")]
     problems = []
     for row in json.loads(find_file("svamp/SVAMP.json", data_dir).read_text(encoding="utf-8")):
-        n_operators = len(re.findall(r" [-+*/] ", row["Equation"]))
-        if split == "all" or n_operators == 2:
-            problems.append(Problem(f"svamp-{row['ID']}",
-                                    join_question(row["Body"], row["Question"]),
-                                    answer=calculate(str(row["Answer"])),
-                                    evidence=[row["Equation"]]))
+        text, formula = join_question(row["Body"], row["Question"]), row["Equation"]
+        answer = calculate(str(row["Answer"]))
+        if split == "all" or len(re.findall(r" [-+*/] ", formula)) == 2:
+            problems.append(Problem(f"svamp-{row['ID']}", text, [], answer, evidence=[formula]))
     return problems
 
 def load_asdiv(data_dir) -> list[Problem]:
     """ASDiv's problems whose formula has two or more operators and whose answer is one number."""
-    problems = []
-    root = ElementTree.parse(find_file("asdiv/ASDiv.xml", data_dir)).getroot()
-    for row in root.iter("Problem"):
+    for row in ElementTree.parse(find_file("asdiv/ASDiv.xml", data_dir)).iter("Problem"):
+        text = join_question(row.findtext("Body"), row.findtext("Question"))
         formula = row.findtext("Formula").strip()
         answer = re.fullmatch(r"\s*(-?\d+(\.\d+)?)\s*(\([^()]*\))?\s*", row.findtext("Answer"))
         if len(re.findall(r"[-+*/]", formula)) < 2 or not answer:
@@ -564,17 +481,13 @@ def load_asdiv(data_dir) -> list[Problem]:
         value, steps = calculate(left), []
         if value is not None and value == calculate(right):    # not so for "x=3*4; y=x-5"
             steps = [Step("", f"{left} = <<{left}={value}>>{value}")]
-        text = join_question(row.findtext("Body"), row.findtext("Question"))
-        problems.append(Problem(f"svamp-asdiv-{row.get('ID')}", text, steps, calculate(answer[1]),
-                                evidence=[formula]))
-    return problems
+        name, answer = f"svamp-asdiv-{row.get('ID')}", calculate(answer[1])
+        yield Problem(name, text, steps, answer, evidence=[formula])
 
 def join_question(body: str, question: str) -> str:
     """
-    >>> join_question("He had 4 pens. If he lost 1", "How many are left?")
-    'He had 4 pens. If he lost 1, how many are left?'
-    >>> join_question("He lost 1 pen", "How many are left?")
-    'He lost 1 pen. How many are left?'
+    >>> join_question("He had 4. If he lost 1", "How many are left?"), join_question("So", "Why?")
+    ('He had 4. If he lost 1, how many are left?', 'So. Why?')
     """
     body, question = body.strip(), question.strip()
     if body.endswith((".", "?", "!", ",", '"')):
@@ -589,8 +502,8 @@ def load_strategyqa(split, data_dir) -> list[Problem]:
     problems = []
     for row in json.loads(path.read_text(encoding="utf-8")):
         steps = [Step(re.sub(r"#(\d+)", r"answer \1", text)) for text in row["decomposition"]]
-        problems.append(Problem(f"strategyqa-{row['qid']}", row["question"], steps,
-                                "yes" if row["answer"] else "no", evidence=row["facts"]))
+        name, answer = f"strategyqa-{row['qid']}", "yes" if row["answer"] else "no"
+        problems.append(Problem(name, row["question"], steps, answer, evidence=row["facts"]))
     return {"train": problems[:1832], "valid": problems[-229:], "test": problems}[split]
 
 # ------------------------------------------------------------ the same story with other numbers
@@ -601,98 +514,89 @@ CALCULATION = re.compile(r"<<([^<>=]*)=([^<>=]*)>>")
 
 def renumber(problem: Problem, rng) -> Problem | None:
     """
-    The same story with other numbers, or None where that cannot be done safely (or where it is a
-    story of demo or world, whose numbers decide its split).
-
-    The numbers of the problem that its calculator annotations use are drawn anew, the annotations
-    are computed again in their order, and the new numbers are written wherever the old ones stood.
+    The same story with other numbers, or None where that cannot be done safely. The numbers of the
+    problem that its annotations use are drawn anew, the annotations are computed again, and the new
+    numbers are written wherever the old ones stood.
 
     >>> story = Problem("", "Ava had 8 pens and lost 3.", [Step("", "8-3 = <<8-3=5>>5.")], "5")
-    >>> other = renumber(story, random.Random(1)); other.problem, other.steps[0].solution
-    ('Ava had 5 pens and lost 2.', '5-2 = <<5-2=3>>3.')
+    >>> renumber(story, random.Random(1)).steps
+    [Step(question='', solution='5-2 = <<5-2=3>>3.')]
     """
-    if problem.source == "generated":
-        return None
-    solutions = " ".join(step.solution for step in problem.steps)
-    others = [problem.problem, *(step.question for step in problem.steps)]
-    calculations = CALCULATION.findall(solutions)
-    given, known, constants = set(find_values(problem.problem)), set(), set()
+    told = "\n".join([problem.problem, *(step.question for step in problem.steps)])
+    solved = "\n".join(step.solution for step in problem.steps)
+    calculations = CALCULATION.findall(solved)
+    solved = CALCULATION.sub("~", solved)    # a number after = and without ~ was not computed
+    given, known, constants, used = set(find_values(problem.problem)), set(), set(), set()
     for expression, result in calculations:
         operands, value = set(find_values(expression)), calculate(result)
         # A value that is both given and computed might stand for either.
-        if given & known & (operands | {value}) or not is_exact(expression, result):
+        if given & known & (operands | {value}) or not is_sound(expression, value):
             return None
         constants |= operands - given - known
         known.add(value)
-    plain = CALCULATION.sub("~", solutions)    # a number after = and without ~ was not computed
-    unknown = set(find_values(" ".join([*others, plain]))) - given - known - constants
-    if unknown or problem.answer not in known or re.search(rf"=\s*\$?(?:{NUMBER})", plain):
+        used |= operands
+    is_explained = set(find_values(f"{told} {solved}")) <= given | known | constants
+    is_computed = problem.answer in known and not re.search(rf"=\s*\$?(?:{NUMBER})", solved)
+    # The numbers of demo and world decide the split.
+    if problem.source == "generated" or not is_explained or not is_computed:
         return None
-    used = {value for expression, _ in calculations for value in find_values(expression)}
-    free = sorted((given & used) - fixed_values(others, plain, used), key=Fraction)
+    free = sorted((given & used) - find_fixed(told, solved, used), key=Fraction)
     fixed = {value: value for value in (given | constants) - set(free)}
     for _ in range(20):
         drawn = [draw_value(value, rng) for value in free]
         new = recompute(calculations, fixed | dict(zip(free, drawn)))
-        # Different numbers stay different, and the smaller one stays the smaller.
-        if drawn != free and drawn == sorted(drawn, key=Fraction) \
-                and new and len(set(new.values())) == len(new):
-            return rewrite(problem, new)
+        # The smaller of two numbers stays the smaller one.
+        if new and drawn != free and drawn == sorted(drawn, key=Fraction):
+            steps = [Step(replace_numbers(step.question, new), replace_numbers(step.solution, new))
+                     for step in problem.steps]
+            text = replace_numbers(problem.problem, new)
+            return replace(problem, problem=text, steps=steps, answer=new[problem.answer])
     return None
 
 def find_values(text: str) -> list[str]:
     """The values of all numbers in a text, as `calculate` prints them: 1,200.50 is 1200.5."""
     return [calculate(number) for number in re.findall(NUMBER, text)]
 
-def is_exact(expression: str, result: str) -> bool:
-    return calculate(f"({expression})-({result})") == "0"
+def is_sound(expression: str, value: str | None) -> bool:
+    """Whether the calculation is true, not rounded, and its value positive and below a million."""
+    is_exact = calculate(f"({expression})-({value})") == "0"
+    return is_exact and 0 < Fraction(value) < 1_000_000
 
-def fixed_values(texts: list[str], solutions: str, used: set[str]) -> set[str]:
+def find_fixed(told: str, solved: str, used: set[str]) -> set[str]:
     """The values that keep their place: they are more than a number, or stand there as a word."""
-    fixed = {"0", "1", *map(str, range(1900, 2100))}
-    found = [match for text in texts for match in re.findall(FIXED, text)]
-    found += re.findall(rf"(?:{NUMBER})\s?%", solutions)
+    marked = re.findall(FIXED, told) + re.findall(rf"(?:{NUMBER})\s?%", solved)
+    fixed = {"0", "1", *map(str, range(1900, 2100)), *find_values(" ".join(marked))}
     words = read_toml("numbers.toml")["words"]
-    for word in re.findall("[a-z]+", " ".join([*texts, solutions]).lower()):
-        fixed |= set(map(str, words.get(word, [])))
-    for value in find_values(texts[0]):    # 20 stays where 0.2, 1.2, 0.8 or 80 is used
-        forms = {calculate(f"{form}{value}%") for form in ("", "1+", "1-")}
-        if used & (forms | {calculate(f"100-{value}")}):
-            found.append(value)
-    return fixed | set(find_values(" ".join(found)))
+    for word in re.findall("[a-z]+", f"{told} {solved}".lower()):
+        fixed.update(words.get(word, "").split())
+    for value in find_values(told):    # 20 stays where 0.2, 1.2, 0.8 or 80 is used
+        forms = (f"{value}%", f"1+{value}%", f"1-{value}%", f"100-{value}")
+        if not used.isdisjoint(map(calculate, forms)):
+            fixed.add(value)
+    return fixed
 
 def draw_value(value: str, rng) -> str:
     """A number between half and one and a half of this one, as round and with as many decimals."""
     n_decimals = len(value.partition(".")[2])
     old = int(value.replace(".", ""))
-    step = 10 ** max(0, len(str(old)) - 2)
-    while old % step or (n_decimals and step > 1):
+    step = 1 if n_decimals else 10 ** max(0, len(value) - 2)
+    while old % step:
         step //= 10
     low = max(1 if n_decimals else 2, old // 2)
     drawn = rng.randint(-(-low // step), max(low, old * 3 // 2) // step) * step
     return calculate(f"{drawn}/{10**n_decimals}")
 
 def recompute(calculations, new: dict[str, str]) -> dict[str, str] | None:
-    """{old: new value}, with the results too. None: one is not like the old, or has two values."""
+    """{old: new value}, with the results too. None: one is not like the old, or two became one."""
     new = dict(new)
     for expression, result in calculations:
-        text = replace_numbers(expression, new)
-        value, old = calculate(text), calculate(result)
-        if value is None or not is_exact(text, value) or Fraction(value) >= 1_000_000:
-            return None
-        if ("." in value) > ("." in old) or (value == "0") != (old == "0"):
-            return None
-        if Fraction(value) < 0 or Fraction(old) < 0:
+        text, old = replace_numbers(expression, new), calculate(result)
+        value = calculate(text)
+        if not is_sound(text, value) or "." in value and "." not in old:
             return None
         if new.setdefault(old, value) != value:
             return None
-    return new
-
-def rewrite(problem: Problem, new: dict[str, str]) -> Problem:
-    steps = [Step(*(replace_numbers(text, new) for text in (step.question, step.solution)))
-             for step in problem.steps]
-    return replace(problem, problem=replace_numbers(problem.problem, new), steps=steps,
-                   answer=new[problem.answer])
+    return new if len(set(new.values())) == len(new) else None
 
 def replace_numbers(text: str, new: dict[str, str]) -> str:
     """A text with its numbers replaced; 1,200 keeps its comma and 2.50 its two decimals."""
@@ -712,38 +616,28 @@ def replace_numbers(text: str, new: dict[str, str]) -> str:
 
 @cache
 def story_table(dataset):
-    """The table of stories.toml, which explains it; for the world, with all of world.toml added."""
-    table, is_world = copy.deepcopy(read_toml("stories.toml")), dataset == "world"
-    more = read_toml("world.toml") if is_world else {}
-    table["columns"] |= more.get("columns", {})
-    for kind, rows in more.get("words", {}).items():
-        table["words"][kind] = table["words"].get(kind, "") + " " + rows
-    for kind, texts in more.get("numbers", {}).items():
-        table["numbers"].setdefault(kind, {}).update(texts)
-    table["distractors"] += more.get("distractors", [])
-    for event in more.get("event", []):
-        known = [old for old in table["event"] if old["name"] == event["name"]]
-        if known:    # more wordings for it
-            known[0]["say"] += event["say"]
-        else:
-            table["event"].append(event)
-    for key in ("habits", "limits"):
-        table[key] = {name: pair[is_world] for name, pair in table[key].items()}
-    for kind, columns in table["columns"].items():
-        table["columns"][kind] = columns.split()
-        rows = table["words"][kind].split()
-        table["words"][kind] = [read_word(row, columns.split()) for row in rows]
-    for event in table["event"]:
-        text = str(event)    # which kinds of words does it use?
-        event["kinds"] = [kind for kind, columns in table["columns"].items() if kind != "item"
-                          and any(f"{{{column}}}" in text for column in columns)]
-    return table
+    """The table of stories.toml, which explains it; for the world, world.toml is merged into it."""
+    table = read_toml("stories.toml")
+    if dataset == "world":
+        table = merge(table, read_toml("world.toml"))
+    columns = {kind: names.split() for kind, names in table["columns"].items()}
+    words = {kind: [read_word(row, columns[kind]) for row in rows.split()]
+             for kind, rows in table["words"].items()}
+    empty = {"draw": {}, "let": {}, "step": [], "check": [], "tense": "any", "person": "A",
+             "rename": {}}
+    events = [empty | event | {"name": name} for name, event in table["event"].items()]
+    return table | {"columns": columns, "words": words, "event": events}
+
+def merge(old, new):
+    """Two tables as one: lists and texts of the same name are joined, a number is replaced."""
+    if isinstance(old, dict):
+        return old | {key: merge(old[key], new[key]) if key in old else new[key] for key in new}
+    if isinstance(old, str):
+        return f"{old} {new}"
+    return old + new if isinstance(old, list) else new
 
 def read_word(row, columns):
-    """
-    >>> read_word("box/boxes", ["item", "items"]), read_word("tea_cup", ["item", "items"])
-    ({'item': 'box', 'items': 'boxes'}, {'item': 'tea cup', 'items': 'tea cups'})
-    """
+    """{column: text} for a word of the table, such as tea_cup/tea_cups, or in short tea_cup."""
     texts = row.replace("_", " ").split("/")
     if len(texts) < len(columns):
         texts.append(texts[-1] + "s")
@@ -756,30 +650,23 @@ def draw_number(rng, rule):
     low, high, *by = map(int, re.findall(r"\d+", rule))
     return rng.randrange(low, high + 1, *by)
 
-def make_up(rng):
-    """A word that does not exist, such as "zadul" or "threekstob"."""
-    sounds = [
-        "b c d f g h j k l m n p r s t v w z ch br cl dr fl gr pl qu sh st th tr".split(),
-        "a e i o u ai ea ee oo ou".split(),
-        ["", "", "", "", "", *"n r l m t ck ll ng st x".split()]]
-    return "".join(rng.choice(sound) for _ in range(rng.randint(2, 3)) for sound in sounds)
-
 class Story:
     """A story on its way: what has been told so far, and which words it uses."""
 
     def __init__(self, rng, dataset):
         self.rng, self.table = rng, story_table(dataset)
         self.does = {habit: rng.random() < share for habit, share in self.table["habits"].items()}
-        self.state, self.x = "start", 0    # x is the amount so far
-        self.numbers = {}                  # {name of an event: its numbers}
+        self.state, self.numbers = "start", {}    # {name of an event: its numbers}
         self.sentences, self.steps = [], []
-        self.words, self.used = {}, []
+        self.words, self.used = {"x": 0}, []      # x is the amount so far
         # If A is "she", all others are boys, so that it is clear who she is.
-        self.sex, other = rng.sample(["girl", "boy"], 2)
+        sex, other = rng.sample(["girl", "boy"], 2)
         others = [other] if self.does["pronouns"] else ["girl", "boy"]
         self.people = [self.draw(rng.choice(others))["name"] for _ in range(8)]
-        self.people[0] = self.draw(self.sex)["name"]
+        self.people[0] = self.draw(sex)["name"]
         self.meet()
+        if self.does["pronouns"]:
+            self.words |= self.table["pronouns"][sex]
         self.words |= self.draw("item")
         if self.does["adjective"]:
             adjective = self.draw("adjective")["adjective"]
@@ -791,7 +678,8 @@ class Story:
         while True:
             word = self.rng.choice(self.table["words"][kind])
             if self.does["made_up"] and kind in ("girl", "boy", "item", "box", "gift"):
-                text = make_up(self.rng)
+                sounds = self.table["sounds"] * self.rng.randint(2, 3)
+                text = "".join(self.rng.choice(sound.split()) for sound in sounds).replace("_", "")
                 text = text.title() if kind in ("girl", "boy") else text
                 word = read_word(text, self.table["columns"][kind])
             if word not in self.used:
@@ -801,81 +689,69 @@ class Story:
     def meet(self):
         """The people of the story as words."""
         A = self.people[0]
-        pronouns = (A, f"{A}'s", A)
-        if self.does["pronouns"]:
-            pronouns = ("she", "her", "her") if self.sex == "girl" else ("he", "his", "him")
-        self.words |= dict(zip("ABCD", self.people)) | dict(zip(("he", "his", "him"), pronouns))
+        self.words |= dict(zip("ABCD", self.people)) | {"he": A, "his": f"{A}'s", "him": A}
 
     def tell(self, n_left) -> bool:
         """Add a random event of at most `n_left` steps. False: the story is at a dead end."""
         events = [event for event in self.table["event"] if self.can_follow(event, n_left)]
-        event = self.rng.choice(events) if events else {"kinds": []}
-        for kind in event["kinds"]:
-            self.words |= self.draw(kind)
-        if not events or not any(self.draw_numbers(event) for _ in range(20)):
+        if not events:
+            return False
+        event = self.rng.choice(events)
+        columns = set(re.findall(r"{(\w+)}", str(event)))
+        for kind, own in self.table["columns"].items():
+            if kind != "item" and not columns.isdisjoint(own):
+                self.words |= self.draw(kind)
+        if not any(self.draw_numbers(event) for _ in range(20)):
             return False
         self.sentences.append(self.fill(self.rng.choice(event["say"]), self.does["words"]))
-        for step in event.get("step", []):
-            expression, result = self.compute(step)
-            calculation = f"<<{expression}={result}>>{result}"
-            self.words |= {"e": f"{expression} = {calculation}",
-                           "$e": f"{expression} = ${calculation}"}
+        for step in event["step"]:
+            self.compute(step)
             question = self.fill(self.rng.choice(step["ask"]))
             self.steps.append(Step(question, self.fill(step["solve"])))
-        self.move_on(event)
+        self.state = event["after"]
+        self.words["x"] = int(self.words["z" if event["step"] else "a"])
+        self.words |= {name: self.words[column] for name, column in event["rename"].items()}
+        if event["person"] != "A":
+            first = self.people[1:2] if event["person"] == "B" else ["the two"]
+            self.people = first + self.people[2:]
+            self.meet()
         return True
 
     def can_follow(self, event, n_left) -> bool:
         """Every event comes once, the person changes once, and "end" brings the last step."""
-        n_steps = len(event.get("step", []))
+        n_steps = len(event["step"])
         return (event["before"] == self.state and event["name"] not in self.numbers
                 and (n_steps == n_left if event["after"] == "end" else n_steps <= n_left)
-                and (" of " not in event["after"] or len(self.people) == 8)
-                and not (self.does["present"] and event.get("tense") == "past"))
+                and (event["person"] == "A" or len(self.people) == 8)
+                and not (self.does["present"] and event["tense"] == "past"))
 
     def draw_numbers(self, event) -> bool:
         """Draw the event's numbers. Are all that it tells and finds whole and neither 0 nor 1?"""
-        draw = event.get("draw", {})
-        numbers = {name: draw_number(self.rng, rule) for name, rule in draw.items()}
-        self.words |= numbers | {"x": self.x}
+        numbers = {name: draw_number(self.rng, rule) for name, rule in event["draw"].items()}
+        self.numbers[event["name"]] = list(numbers.values())
+        self.words |= numbers
         for name, number in numbers.items():
             for kind, texts in self.table["numbers"].items():
                 self.words[f"{name}_{kind}"] = texts.get(str(number), "?")
-        for name, text in event.get("let", {}).items():
+        found = []
+        for name, text in event["let"].items():
             self.words[name] = calculate(text.format(**self.words))
-        found = [self.words[name] for name in event.get("let", {})]
-        for step in event.get("step", []):
-            _, result = self.compute(step)
-            found.append(result if not step.get("decimal") else self.words["up"])
-        found += [calculate(text.format(**self.words)) for text in event.get("check", [])]
-        self.numbers[event["name"]] = list(numbers.values())
-        return all(n and n.isdigit() and 2 <= int(n) <= self.table["limits"]["largest"]
-                   for n in found)
+            found.append(self.words[name])
+        for step in event["step"]:
+            self.compute(step)
+            found.append(self.words["up" if step.get("decimal") else "z"])
+        found += [calculate(text.format(**self.words)) for text in event["check"]]
+        return all(n and n.isdigit() and 2 <= int(n) <= self.table["largest"] for n in found)
 
     def compute(self, step):
-        """(the calculation of a step, its result). Later texts may use the result, and rounded."""
+        """Calculate a step. Its own texts and all later ones may use the result, also rounded."""
         expression = step["compute"].format(**self.words)
         result = calculate(expression)
         value = float(result or 0)
         self.words |= {"z": result, step.get("result", "z"): result,
-                       "down": str(math.floor(value)), "up": str(math.ceil(value))}
-        return expression, result
-
-    def move_on(self, event):
-        """Choose the person and the things with which the story goes on."""
-        self.x = int(self.words["z"] if event.get("step") else self.words["a"])
-        after, _, who = event["after"].partition(" of ")
-        if who:
-            self.people.pop(0)
-            self.does["pronouns"] = False
-            if who == "both":
-                self.people[0] = "the two"
-            self.meet()
-        if after in self.table["columns"]:    # a box or a gift
-            own, other = self.table["columns"]["item"], self.table["columns"][after]
-            self.words |= {name: self.words[column] for name, column in zip(own, other)}
-            after = "items"
-        self.state = after
+                       "down": str(math.floor(value)), "up": str(math.ceil(value)),
+                       "e": f"{expression} = <<{expression}={result}>>{result}",
+                       "$e": f"{expression} = $<<{expression}={result}>>{result}"}
 
     def fill(self, text, in_words=False):
         """A text of the table with all its choices made and all its words filled in."""
@@ -891,45 +767,39 @@ class Story:
 
     def finish(self) -> Problem:
         """The whole story. Half of them ask "in the end?", and some hold a useless number."""
-        rng, last = self.rng, self.steps[-1]
+        rng, last, sentences = self.rng, self.steps[-1], self.sentences
         if rng.random() < 0.5:
             last.question = re.sub(r" (then|after that)\?$", " in the end?", last.question)
-        sentences, question = self.sentences, last.question
-        condition = sentences[-1][:-1]
+        question, condition = last.question, sentences[-1][:-1]
         if self.does["if"] and re.fullmatch(rf"({self.people[0]}|She|He) [^.?!]*", condition):
             condition = re.sub("^(She|He) ", lambda match: match[0].lower(), condition)
             question = f"If {condition}, {question[0].lower()}{question[1:]}"
-            sentences = sentences[:-1]
+            sentences.pop()
         if self.does["distractor"]:
             self.words["d"] = rng.randint(3, 50)
             text = self.fill(rng.choice(self.table["distractors"]))
             sentences.insert(rng.randint(min(1, len(sentences)), len(sentences)), text)
         is_first = self.does["first"] and not question.startswith("If ")
         order = [question, *sentences] if is_first else [*sentences, question]
-        return Problem("", " ".join(order), self.steps, str(self.x), "generated")
+        return Problem("", " ".join(order), self.steps, str(self.words["x"]), "generated")
 
-def make_story(rng, n_steps, dataset="demo"):
-    """(a problem with `n_steps` steps, the key of its events and numbers), or None: a dead end."""
-    story = Story(rng, dataset)
+def make_story(rng, dataset, lengths):
+    """(a problem with one of these numbers of steps, the key of its events and numbers)."""
+    n_steps, story = rng.choice(lengths), Story(rng, dataset)
     while len(story.steps) < n_steps:
         if not story.tell(n_steps - len(story.steps)):
-            return None
+            return make_story(rng, dataset, lengths)    # a dead end: tell another story
     return story.finish(), "; ".join(f"{name} {ab}" for name, ab in story.numbers.items())
 
 def make_stories(dataset, split, n, seed=0) -> list[Problem]:
     """
-    `n` stories of a split, the same ones for the same seed.
-
-    A sha256 of a story's events and numbers decides its split. Names, wording and distractor do
-    not count, so a story of the test split cannot be generated for training in other words.
+    `n` stories of a split, the same ones for the same seed. A sha256 of a story's events and
+    numbers decides its split, so no test story can be generated for training in other words.
     """
     rng, problems, seen = random.Random(f"{split}-{seed}"), [], set()
-    lengths = (7, 8) if split == "long" else story_table(dataset)["limits"]["steps"]
+    lengths = story_table(dataset)["steps"]["long" if split == "long" else dataset]
     while len(problems) < n:
-        made = make_story(rng, rng.choice(lengths), dataset)
-        if made is None:
-            continue
-        problem, key = made
+        problem, key = make_story(rng, dataset, lengths)
         if split in ("long", split_of(key)) and key not in seen:
             seen.add(key)
             problem.id = f"{dataset}-{split}-{len(problems)}"
@@ -955,19 +825,17 @@ def parse_args(argv=None):
     return parser.parse_args(argv)
 
 def main(args):
-    for split in splits_of(args.dataset):
-        problems = load_problems(args.dataset, split)
-        counts = Counter(len(problem.steps) for problem in problems)
-        by_steps = " ".join(f"{n}:{count:,}" for n, count in sorted(counts.items()))
+    splits = {split: load_problems(args.dataset, split) for split in splits_of(args.dataset)}
+    for split, problems in splits.items():
+        counts = sorted(Counter(len(problem.steps) for problem in problems).items())
+        by_steps = " ".join(f"{n}:{count:,}" for n, count in counts)
         name = f"{run_name(args.dataset)}/{split:5s}"
         print(f"{name} {len(problems):6,} problems | by steps: {by_steps}")
-        if split == "train":
-            examples = problems
     color = sys.stdout.isatty()
     for role in [args.role] if args.role else ROLES:
-        fits = [problem for problem in examples if can_learn(problem, role)]
-        print(f"\n{role}: {len(fits):,} of {len(examples):,} training problems hold what it learns "
-              f"to write ({'green' if color else 'marked ‹so›'})")
+        fits = [problem for problem in splits["train"] if can_learn(problem, role)]
+        print(f"\n{role}: {len(fits):,} of {len(splits['train']):,} training problems hold what it "
+              f"learns to write ({'green' if color else 'marked ‹so›'})")
         for problem in fits[:args.limit]:
             ids, targets = encode(segments(problem, role), get_tokenizer("tiny"))
             print(show(segments(problem, role), color))

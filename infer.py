@@ -361,7 +361,7 @@ def main(args):
         problems = [] if typing else read_lines(args.file or "-", read_problem)
     if not problems and not typing:
         raise SystemExit("There is no problem to solve. Give one in quotes, before all flags:\n"
-                         "  python infer.py 'Ava had 3 boxes with 4 pens in each. How many pens had Ava?'")
+                         "  python infer.py 'Ava had 3 boxes of 4 pens. How many pens had Ava?'")
     for n, problem in enumerate(problems, 1):
         problem.id = problem.id or f"problem-{n}"
     folders = find_students(args.method, args.students, args.dataset, args.model)
