@@ -9,8 +9,8 @@ Where does the text come from? A teacher, a large model, writes it; what can be 
 Reads   problem records (data.py), students/exemplars.toml
 Writes  annotations/<dataset>-<mode>.jsonl            what is kept: the records, source: teacher
         annotations/<dataset>-<mode>.rejected.jsonl   what is not, each text beside the reason
-        annotations/<dataset>-<mode>.replies.jsonl    every reply as it came; the other two are made
-                                                      from it, so reading it again costs nothing
+        annotations/<dataset>-<mode>.replies.jsonl    every reply as it came: the other two are
+                                                      made from it
 
 The teacher writes the dialogue in the very form that a student learns, so reading it is `segments`
 backwards. Nothing is guessed or repaired: a text that is not in the form is rejected. Only steps
@@ -19,31 +19,26 @@ that merely repeat a number of the problem are left out.
 
 import argparse
 import hashlib
-import itertools
 import json
 import os
-import random
 import re
-import sys
 import threading
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import replace
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import requests
-from requests.adapters import Retry
-from requests.packages.urllib3.exceptions import InvalidHeader
 
-from data import (DATASET_HELP, HERE, NUMBER, Problem, Step, calculate, clean, extract_answer,
-                  load_problems, positive, read_lines, read_toml, replace_file, run_name,
-                  same_answer, segments)
+from data import (CALCULATION, DATASET_HELP, HERE, NUMBER, Problem, Step, calculate, clean,
+                  extract_answer, find_values, load_problems, positive, read_lines, read_toml,
+                  replace_file, run_name, same_answer, segments)
 
 RECORDING = HERE / "students" / "demo-teacher.jsonl"    # a real teacher's replies about the demo
 OPENAI = "https://api.openai.com/v1"
 TEMPERATURE, MAX_TOKENS = 0.7, 1024    # --body changes both
+TIMEOUT = 600       # seconds for one reply
 ATTEMPTS = 8        # of one request
 FIRST_WAIT = 1.0    # seconds before the second attempt, then twice as long each time, up to 60
 
@@ -66,10 +61,7 @@ def make_messages(problem: Problem, mode: str, dataset: str) -> list[dict]:
     return messages
 
 def find_role(problem: Problem, mode: str) -> str:
-    """
-    Whose part the teacher writes. In the mode `socratic-gt` it writes what the record lacks: to
-    gold solutions the subquestions, to gold subquestions the solutions, to facts or a formula both.
-    """
+    """Whose part the teacher writes. In the mode `socratic-gt` that is what the record lacks."""
     if mode == "cot":
         return "cot"
     if mode == "socratic" or not problem.steps:
@@ -108,14 +100,28 @@ def read_example(text: str) -> Problem:
 class Rejected(Exception):
     """A reply that is not kept. The text says why: the reason, then perhaps a colon and details."""
 
-LINE = re.compile(r"(Subquestion|Solution|Answer): *(\S.*)")
-CALCULATION = re.compile(r"<<([^<>=]*)=([^<>=]*)>>")
-# Nothing of this belongs into a text: tags, templates, markup, a second label.
-MARK = re.compile(r"[<>{}\[\]\\|`]|\*\*|(?:Problem|Subquestion|Solution|Answer):")
-LIKE_A_LABEL = re.compile(r"(?:sub-?question|solution|answer)\b[^:]{0,8}:\s*\S", re.IGNORECASE)
+# The finish reasons of a reply, and why it is not kept. One with any other is asked for again.
+ENDS = {"stop": None, "length": "cut off", "max_tokens": "cut off", "content_filter": "filtered"}
 THINKING_ENDS = re.compile(r"[<\[]/\w*(?:think|reason)\w*[>\]]", re.IGNORECASE)
-# The lines that each role writes: q subquestion, s solution, a answer.
+LINE = re.compile(r"(Subquestion|Solution|Answer): *(\S.*)")
+# Nothing of this belongs into a text: tags, templates, markup, a second label.
+MARK = re.compile(r"[<>{}\[\]\\|`]|(?:Problem|Subquestion|Solution|Answer):")
+LIKE_A_LABEL = re.compile(r"(?:sub-?question|solution|answer)\b[^:]{0,8}:\s*\S", re.IGNORECASE)
+LETTERS = {"Subquestion": "q", "Solution": "s", "Answer": "a", "other": "-"}
+# The lines that each role writes, a letter for each.
 FORMS = {"unified": "(qs)+a?", "cot": "s+a?", "solver": "s+a?", "decomposer": "q+"}
+
+def read_reply(reply) -> tuple[str, str | None]:
+    """(text, why it cannot be kept) of a chat completion. Reasoning in other fields is not read."""
+    try:
+        if "refused" in reply:    # see Run.request
+            return "", f"refused by the server: {reply['refused']}"
+        choice = reply["choices"][0]
+        finish = (choice.get("finish_reason") or "stop").lower().partition(":")[0]
+        content, fault = choice["message"].get("content"), ENDS[finish]
+    except (KeyError, IndexError, TypeError, AttributeError):
+        return "", "broken"
+    return str(content or "").encode("utf-8", "replace").decode(), fault    # no half surrogates
 
 def read_dialogue(text: str, role: str) -> dict[str, list[str]]:
     """
@@ -128,8 +134,7 @@ def read_dialogue(text: str, role: str) -> dict[str, list[str]]:
     {'Subquestion': [], 'Solution': ['3*4 = <<3*4=12>>12'], 'Answer': ['12']}
     """
     lines = []    # (label, text)
-    text = THINKING_ENDS.split(text)[-1]
-    for line in re.sub(r"\*\*(.+?)\*\*", r"\1", text).split("\n"):
+    for line in THINKING_ENDS.split(text)[-1].replace("**", "").split("\n"):
         line = line.strip()
         match = LINE.fullmatch(line)
         if match and not MARK.search(CALCULATION.sub("", match[2])):
@@ -138,9 +143,7 @@ def read_dialogue(text: str, role: str) -> dict[str, list[str]]:
             raise Rejected(f"not in the form: {line}")
         elif line and not line.startswith("```"):
             lines.append(("other", line))
-    # One letter a line. Other text may surround the dialogue and complete drafts before it.
-    letters = {"Subquestion": "q", "Solution": "s", "Answer": "a", "other": "-"}
-    kinds = "".join(letters[label] for label, _ in lines)
+    kinds = "".join(LETTERS[label] for label, _ in lines)
     match = re.fullmatch(f"-*([qsa]*a-+)*(?P<dialogue>{FORMS[role]})-*", kinds)
     if not match:
         raise Rejected(f"not in the form: the lines are {kinds}")
@@ -149,28 +152,11 @@ def read_dialogue(text: str, role: str) -> dict[str, list[str]]:
         said[label].append(text)
     return said
 
-# The finish reasons that we know, and why such a reply is not kept.
-ENDS = {"stop": None, "length": "cut off", "max_tokens": "cut off", "content_filter": "filtered"}
-
-def read_reply(reply) -> tuple[str, str | None]:
-    """(text, why it cannot be kept) of a chat completion. Reasoning in other fields is not read."""
-    try:
-        choice = reply["choices"][0]
-        content, finish = choice["message"].get("content"), choice.get("finish_reason")
-        if isinstance(content, list):    # of parts, some of which may be reasoning
-            content = "".join(part["text"] for part in content if part["type"] == "text")
-    except (KeyError, IndexError, TypeError, AttributeError):
-        return "", "broken"
-    text = str(content or "").encode("utf-8", "replace").decode()    # no half surrogate pairs
-    return text, ENDS.get(str(finish or "stop").lower().partition(":")[0], "broken")
-
 # ------------------------------------------------------------ judging it
 
 def judge(problem: Problem, reply: dict, mode: str, teacher: str) -> Problem:
     """The record that is kept of a reply, or Rejected. What is kept is clean by construction."""
     text, fault = read_reply(reply)
-    if "refused" in reply:
-        fault = f"refused by the server: {reply['refused']}"
     if fault:
         raise Rejected(fault)
     role = find_role(problem, mode)
@@ -195,19 +181,16 @@ def judge_solutions(problem, steps, answers) -> list[Step]:
     for step in steps:
         found, numbers = check_calculations(step.solution), find_numbers(step.solution)
         results += found
-        # A step that only repeats numbers of the problem is left out, but never the last one.
-        repeats = numbers and numbers <= stated and "=" not in step.solution
         if found or problem.answer in ("yes", "no"):
             kept.append(step)
-        elif not repeats or step is steps[-1]:
+        # A step that only repeats numbers of the problem is left out, but never the last one.
+        elif step is steps[-1] or "=" in step.solution or not numbers or numbers - stated:
             raise Rejected(f"a solution without a calculation: {step.solution}")
     # The line with the answer may be missing where the last result is the answer.
-    said = (results + answers)[-1:]
-    answer = extract_answer(f"Answer: {said[0]}") if said else None
-    if answer is None:
-        raise Rejected("no answer")
+    said = ["", *results, *answers]
+    answer = extract_answer(f"Answer: {said[-1]}")
     if not same_answer(answer, problem.answer):
-        raise Rejected(f"wrong answer: {answer}, not {problem.answer}")
+        raise Rejected(f"wrong answer: {answer}, not {problem.answer}" if answer else "no answer")
     return kept
 
 def check_calculations(solution: str) -> list[str]:
@@ -222,10 +205,8 @@ def check_calculations(solution: str) -> list[str]:
     for match in CALCULATION.finditer(solution):
         expression, result = match[1].strip(), match[2].strip()
         # It may be rounded, but then it is right to its last digit: 10/3=3.33, not 10/3=3.
-        difference = calculate(f"({expression})-({result})")
-        n_decimals = len(result.partition(".")[2])
-        limit = 0.500001 / 10**n_decimals if n_decimals else 0
-        if difference is None or abs(float(difference)) > limit:
+        error, n_decimals = calculate(f"({expression})-({result})"), len(result.partition(".")[2])
+        if not error or abs(float(error)) > (0.500001 / 10**n_decimals if n_decimals else 0):
             raise Rejected(f"false arithmetic: {expression}={result}")
         # All arithmetic before it counts, so that it is not cut out of a larger equation.
         before = re.search(r"[-\d\s.,+*/^()%$=×÷−]*$", solution[:match.start()])[0]
@@ -238,6 +219,15 @@ def check_calculations(solution: str) -> list[str]:
             results.append(result)
     return results
 
+def judge_questions(problem, steps) -> None:
+    """Subquestions are asked before anything is solved, so they may hold no result."""
+    solutions = " ".join(step.solution for step in steps)
+    results = {calculate(result) for _, result in CALCULATION.findall(solutions)}
+    secrets = (results | {problem.answer}) - find_numbers(problem.problem)
+    for step in steps:
+        if find_numbers(step.question) & secrets:
+            raise Rejected(f"a subquestion gives a result away: {step.question}")
+
 SMALL = ("zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen "
          "fifteen sixteen seventeen eighteen nineteen").split()
 TENS = "twenty thirty forty fifty sixty seventy eighty ninety".split()
@@ -247,24 +237,14 @@ def find_numbers(text: str) -> set[str]:
     """
     The numbers that a text states, in digits or words. "One" is none: it may be a pronoun.
 
-    >>> sorted(find_numbers("Twenty-five of 1,000 pens, six cards"))
-    ['1000', '25', '6']
+    >>> sorted(find_numbers("Thirty-one of 1,000 pens, one card"))
+    ['1000', '31']
     """
-    found = {calculate(number) for number in re.findall(NUMBER, text)}
+    numbers = set(find_values(text))
     for word in re.findall("[a-z]+(?:-[a-z]+)?", text.lower()):
         if word != "one" and all(part in VALUES for part in word.split("-")):
-            found.add(str(sum(VALUES[part] for part in word.split("-"))))
-    return found
-
-def judge_questions(problem, steps) -> None:
-    """Subquestions are asked before anything is solved, so they may hold no result."""
-    results = {problem.answer}
-    for step in steps:
-        results |= {calculate(match[2]) for match in CALCULATION.finditer(step.solution)}
-    stated = find_numbers(problem.problem)
-    for step in steps:
-        if (find_numbers(step.question) - stated) & results:
-            raise Rejected(f"a subquestion gives a result away: {step.question}")
+            numbers.add(str(sum(VALUES[part] for part in word.split("-"))))
+    return numbers
 
 # ------------------------------------------------------------ the run
 
@@ -272,37 +252,33 @@ class Stop(Exception):
     """Nothing more is asked; what is on disk stays."""
 
 class Run:
-    """The problems of one command, what becomes of them, and what all threads share."""
+    """One command: its problems, the replies on disk, the server that is asked for others."""
 
-    def __init__(self, args, problems, rows, path=None):
+    def __init__(self, args, problems, path, rows):
         self.args, self.problems, self.path = args, problems, path
         self.lock, self.stopping = threading.Lock(), threading.Event()
-        self.kept, self.missing = {}, {}    # both by the id of a problem
-        self.rejected = {problem.id: [] for problem in problems}
-        self.has_asked = False
-        self.not_before = 0.0    # the time of the next request
-        self.n_replies = self.tokens_in = self.tokens_out = 0
+        self.kept = {}        # records by the id of their problem
+        self.rejected = []    # each reply with its reason
+        self.missing = []     # why a reply could not be had, for each problem that lacks one
         self.on_disk = {self.key(row): row for row in rows}
-        # What the replies cost, and the requests without a reply at most.
-        self.spent = sum(self.count(row["reply"]) for row in rows)
+        self.has_asked, self.n_replies = False, len(rows)
+        self.spent = sum(self.cost(row["reply"]) for row in rows)
 
     def key(self, row) -> tuple:
         """What a reply on disk has in common with the one that is wanted."""
         names = ["id", "sample", "problem_sha256"]
-        if not self.args.replay:    # it takes any prompt
+        if not self.args.replay:    # a recording takes any prompt
             names += ["messages_sha256", "request_sha256", "teacher"]
         return tuple(row.get(name) for name in names)
 
     def annotate_all(self):
         """The first request goes alone, since a wrong key shows there; then many at a time."""
-        todo = list(self.problems)
+        todo, start = list(self.problems), time.time()
         while todo and not self.has_asked:
             self.annotate(todo.pop(0))
         if self.has_asked and not self.n_replies:
-            raise SystemExit(f"{self.args.base_url}: {', '.join(self.missing.values())}\n"
-                             f"  Is it running? Does it have a model {self.args.teacher!r}? "
-                             "The key is read from OPENAI_API_KEY.")
-        start = time.time()
+            raise SystemExit(f"{self.args.base_url}: {self.missing[-1]}\n  Is it running? Does it "
+                             f"have a model {self.args.teacher!r}? Is OPENAI_API_KEY its key?")
         with ThreadPoolExecutor(self.args.workers) as pool:
             futures = [pool.submit(self.annotate, problem) for problem in todo]
             try:
@@ -321,95 +297,106 @@ class Run:
         try:
             self.judge_replies(problem)
         except Exception as error:
-            self.missing[problem.id] = str(error)
+            self.missing.append(str(error))
             if isinstance(error, (Stop, OSError)):    # OSError: a reply cannot be written
                 self.stopping.set()
 
     def judge_replies(self, problem):
-        """Judge the replies to a problem until one is kept; ask for those that are not on disk."""
-        n_tries, room = self.args.tries, 1
-        messages = make_messages(problem, self.args.mode, self.args.dataset)
-        request = [self.args.base_url, make_body(self.args, [])]
-        for sample in itertools.count():
-            row = {"id": problem.id, "sample": sample, "problem_sha256": sha16(problem.problem),
-                   "messages_sha256": sha16(json.dumps(messages)),
-                   "request_sha256": sha16(json.dumps(request)), "teacher": self.args.teacher}
-            if self.key(row) in self.on_disk:
-                row = self.on_disk[self.key(row)]
-            elif sample < n_tries:
-                self.ask(row, make_body(self.args, messages, sample, room))
-            else:
-                return
+        """Judge the replies to a problem until one is kept or there were as many as --tries."""
+        mode, n_tries, room, sample = self.args.mode, self.args.tries, 1, 0
+        messages = make_messages(problem, mode, self.args.dataset)
+        while sample < n_tries:
+            row = self.get_row(problem, messages, sample, room)
             try:
-                self.kept[problem.id] = judge(problem, row["reply"], self.args.mode, row["teacher"])
+                self.kept[problem.id] = judge(problem, row["reply"], mode, row["teacher"])
                 return
             except Rejected as error:
-                reason = str(error)
-            self.rejected[problem.id].append(
-                {"id": problem.id, "sample": sample, "reason": reason,
-                 "text": read_reply(row["reply"])[0], "answer": problem.answer})
-            if reason == "cut off" and room == 1:    # that was no try; the next has twice the room
-                n_tries, room = n_tries + 1, 2
+                reason, text = str(error), read_reply(row["reply"])[0]
+            self.rejected.append(
+                {"id": problem.id, "sample": sample, "reason": reason, "text": text})
             if reason.startswith(("filtered", "refused")):    # it would be again
                 return
+            if reason == "cut off" and room == 1:    # that was no try; the next has twice the room
+                n_tries, room = n_tries + 1, 2
+            sample += 1
 
-    def ask(self, row, body):
-        """Add the reply to a row, and write it to disk before anything is done with it."""
-        n_out = body.get("max_tokens") or body.get("max_completion_tokens") or 0
-        # A careful guess for the prompt: English has 3 to 4 characters a token.
-        at_most = self.cost(len(json.dumps(body["messages"])) // 3, n_out)
-        with self.lock:
-            if self.args.budget is not None and self.spent + at_most > self.args.budget:
-                raise Stop(f"the budget of {self.args.budget:g} would be exceeded")
-            self.spent += at_most
-        if self.args.replay or self.args.dry_run:
+    def get_row(self, problem, messages, sample, room) -> dict:
+        """A row of the replies: one on disk, or else what the server says now, put on disk."""
+        body = make_body(self.args, messages, sample, room)
+        row = {"id": problem.id, "sample": sample, "problem_sha256": sha16(problem.problem),
+               "messages_sha256": sha16(json.dumps(messages)),
+               "request_sha256": sha16(json.dumps([self.args.base_url, make_body(self.args, [])])),
+               "teacher": self.args.teacher}
+        if self.key(row) in self.on_disk:
+            return self.on_disk[self.key(row)]
+        if self.args.replay:
             raise RuntimeError("the recording holds fewer replies")
+        if self.args.budget is not None and self.spent >= self.args.budget:
+            raise Stop(f"the budget of {self.args.budget:g} is spent")
+        if self.args.dry_run:    # English has 3 to 4 characters a token
+            n_out = body.get("max_tokens") or body.get("max_completion_tokens")
+            self.spent += self.cost({"usage": {"prompt_tokens": len(json.dumps(messages)) // 3,
+                                               "completion_tokens": n_out}})
+            raise RuntimeError("a dry run asks nothing")
         self.has_asked = True
         row["reply"] = self.request(body)
         if "refused" in row["reply"] and not self.n_replies:    # it is not this problem's fault
             raise Stop(row["reply"]["refused"])
         with self.lock, open(self.path, "ab") as file:
             file.write(to_line(row))
-            self.spent += self.count(row["reply"]) - at_most
+            self.n_replies += 1
+            self.spent += self.cost(row["reply"])
+        return row
 
     def request(self, body) -> dict:
-        """
-        The reply to a request, after several attempts if need be; {"refused": reason} where the
-        server will never answer this one. Raises Stop, or RuntimeError if no attempt succeeds.
-        """
-        next_time = 0.0
+        """The server's reply, or {"refused": reason}. RuntimeError if no attempt succeeds."""
+        url, key = f"{self.args.base_url}/chat/completions", os.environ.get("OPENAI_API_KEY", "")
+        headers = {"Authorization": f"Bearer {key.strip()}"} if key else {}
+        wait = 0
         for attempt in range(ATTEMPTS):
-            pause = max(next_time, self.not_before) - time.time()
-            if self.stopping.wait(max(0, pause)):
+            if self.stopping.wait(wait):
                 raise Stop("the run has stopped")
-            status, text, wait = post(self.args, body)    # wait: 0 if the server names no time
-            if status == 200 and is_whole(text):
-                return json.loads(text)
-            error = f"{status or 'no reply'} {clean(text)[:300]}"
+            wait = min(60, FIRST_WAIT * 2**attempt)
+            try:
+                response = requests.post(url, json=body, headers=headers, timeout=(10, TIMEOUT))
+                status, text = response.status_code, clean(response.text)
+                if status == 200 and read_reply(response.json())[1] != "broken":
+                    return response.json()
+            except requests.RequestException as cause:    # one of them: the text is no JSON
+                error = f"no reply: {type(cause).__name__}"
+                continue
+            error = f"{status} {text.replace(key.strip() or '***', '***')[:300]}"
             if status in (401, 402, 403, 404) or "insufficient_quota" in text:
                 raise Stop(error)
-            if 400 <= status < 500 and status not in (408, 409, 429):    # too long, say
+            if status in (400, 413, 422):    # the problem is too long, say
                 return {"refused": error}
-            wait = wait or min(60, FIRST_WAIT * 2**attempt) * random.uniform(0.5, 1)
-            next_time = time.time() + wait
-            if status == 429:    # all threads wait
-                self.not_before = max(self.not_before, next_time)
+            named = response.headers.get("Retry-After", "")
+            if named.isdecimal() and int(named):    # seconds
+                wait = min(int(named), 3600)
         raise RuntimeError(error)
 
-    def count(self, reply) -> float:
-        """Count what a reply has used; its cost."""
-        usage = reply["usage"] if isinstance(reply.get("usage"), dict) else {}
+    def cost(self, reply) -> float:
+        usage, (price_in, price_out) = reply.get("usage") or {}, self.args.price
         n_in, n_out = usage.get("prompt_tokens") or 0, usage.get("completion_tokens") or 0
         # Some servers count the tokens of hidden reasoning in the total only.
         n_out = max(n_out, (usage.get("total_tokens") or 0) - n_in)
-        self.n_replies += 1
-        self.tokens_in += n_in
-        self.tokens_out += n_out
-        return self.cost(n_in, n_out)
-
-    def cost(self, n_in, n_out) -> float:
-        price_in, price_out = self.args.price
         return (n_in * price_in + n_out * price_out) / 1e6
+
+    def finish(self, out) -> int:
+        """Write what is kept and rejected, and say what came of it. The exit status."""
+        kept = [self.kept[problem.id] for problem in self.problems if problem.id in self.kept]
+        replace_file(out, *(f"{record.to_json()}\n".encode() for record in kept))
+        replace_file(out.with_suffix(".rejected.jsonl"), *map(to_line, self.rejected))
+        print(f"{len(kept):,} of {len(self.problems):,} problems are kept: {out}")
+        reasons = Counter(row["reason"].partition(":")[0] for row in self.rejected)
+        for reason, n in reasons.most_common():
+            print(f"{n:8,} replies rejected: {reason}")
+        for reason, n in Counter(self.missing).most_common():
+            print(f"{n:8,} problems missing: {reason}")
+        print(f"{self.n_replies:,} replies, cost {self.spent:.4f}")
+        if self.missing and not self.args.replay:
+            print("The same command goes on where this one stopped.")
+        return 1 if self.missing else 0
 
 def make_body(args, messages, sample=0, room=1) -> dict:
     """The JSON of a request for `room` times as many tokens. The first sample is greedy."""
@@ -420,66 +407,21 @@ def make_body(args, messages, sample=0, room=1) -> dict:
             body[name] *= room
     return {name: value for name, value in body.items() if value is not None}
 
-def post(args, body) -> tuple[int, str, float]:
-    """(status, text, seconds to wait) of one exchange; the status is 0 if there was none."""
-    key = os.environ.get("OPENAI_API_KEY", "").strip()
-    headers = {"Authorization": f"Bearer {key}"} if key else {}
-    try:
-        response = requests.post(
-            f"{args.base_url}/chat/completions", json=body, timeout=(10, args.timeout),
-            headers=headers, auth=lambda request: request)    # no .netrc replaces the key
-    except requests.RequestException as error:
-        return 0, type(error).__name__, 0.0
-    text = response.content.decode("utf-8", "replace")
-    try:
-        wait = Retry().get_retry_after(response) or 0.0    # seconds; a server may send a date
-    except (InvalidHeader, ValueError):
-        wait = 0.0
-    return response.status_code, text.replace(key, "***") if key else text, min(wait, 3600)
-
-def is_whole(text) -> bool:
-    """Whether a text is a chat completion that ended for a reason that we know."""
-    try:
-        return read_reply(json.loads(text))[1] != "broken"
-    except ValueError:
-        return False
-
 def sha16(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 def to_line(row: dict) -> bytes:
     return (json.dumps(row) + "\n").encode()
 
-def finish(run, out) -> int:
-    """Write what is kept and rejected, say what came of it; 1 if problems are missing, else 0."""
-    kept = [run.kept[problem.id] for problem in run.problems if problem.id in run.kept]
-    rejected = [row for rows in run.rejected.values() for row in rows]
-    replace_file(out, *(f"{record.to_json()}\n".encode() for record in kept))
-    replace_file(out.with_suffix(".rejected.jsonl"), *map(to_line, rejected))
-    print(f"{len(kept):,} of {len(run.problems):,} problems are kept: {out}")
-    reasons = Counter(row["reason"].partition(":")[0] for row in rejected)
-    for reason, n in reasons.most_common():
-        print(f"{n:8,} replies rejected: {reason}")
-    for why, n in Counter(run.missing.values()).most_common():
-        print(f"{n:8,} problems missing: {why}")
-    print(f"{run.n_replies:,} replies, {run.tokens_in:,} tokens in, {run.tokens_out:,} out, "
-          f"cost {run.cost(run.tokens_in, run.tokens_out):.4f}")
-    if run.missing and not run.args.replay:
-        print("The same command goes on where this one stopped.")
-    return 1 if run.missing else 0
-
 # ------------------------------------------------------------ the command
 
 def server_url(text):
     url = text.rstrip("/")
-    return url if urlsplit(url).path else f"{url}/v1"    # a bare host
+    return f"{url}/v1" if re.fullmatch("(https?://)?[^/]*", url) else url    # a bare host
 
 def prices(text):
     price_in, price_out = map(float, text.split(","))
     return price_in, price_out
-
-def json_object(text):
-    return dict(json.loads(text))
 
 def parse_args(argv=None):
     parser = argparse.ArgumentParser(
@@ -487,33 +429,28 @@ def parse_args(argv=None):
         formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     add = parser.add_argument
     add("--dataset", default="demo", help=DATASET_HELP)
-    add("--split", choices=("train", "valid"), help="which part (None: train; all of a file)")
     add("--limit", type=positive, help="the first so many problems only (None: all; demo: 40)")
     add("--mode", default="socratic", choices=("socratic", "socratic-gt", "cot"),
-        help="socratic: subquestions and solutions; socratic-gt: what the record lacks, while the "
-        "teacher sees the rest (gold solutions, gold subquestions, facts); cot: solutions only")
+        help="what the teacher writes; socratic-gt: what the record lacks; cot: solutions only")
     add("--teacher", metavar="NAME", help="the model to ask, as its server calls it")
-    add("--base-url", type=server_url, default=OPENAI, metavar="URL",
-        help="an OpenAI-compatible chat server")
-    add("--body", type=json_object, default="{}", metavar="JSON", help="merged into every request; "
-        'null removes a field: \'{"max_tokens": null, "max_completion_tokens": 2000}\'')
+    add("--base-url", type=server_url, default=OPENAI, help="an OpenAI-compatible chat server")
+    add("--body", type=json.loads, default="{}", metavar="JSON",
+        help="merged into every request; null removes a field")
     add("--workers", type=positive, default=8, help="requests at a time")
-    add("--tries", type=positive, default=3, help="replies to a problem until one is kept: the "
-        f"first is greedy, the others are drawn at temperature {TEMPERATURE}")
-    add("--timeout", type=float, default=300, help="seconds for one reply")
+    add("--tries", type=positive, default=3,
+        help="replies to a problem until one is kept; the first is greedy, the others are drawn")
     add("--price", type=prices, default="0,0", metavar="IN,OUT",
         help="what a million prompt tokens and a million reply tokens cost")
-    add("--budget", type=float, help="stop before all replies on disk cost more (needs --price)")
+    add("--budget", type=float, help="stop when the replies on disk cost so much (needs --price)")
     add("--dry-run", action="store_true", help="ask nothing; say what it would cost")
-    add("--replay", metavar="FILE", help="ask nothing; take the replies of an earlier run (None: "
-        "without --teacher, a recorded one about the demo)")
+    add("--replay", metavar="FILE", help="ask nothing; take the replies of an earlier run")
     add("--out", metavar="FILE", help="where to write (None: annotations/<dataset>-<mode>.jsonl)")
     return parser.parse_args(argv)
 
 def read_row(line) -> dict:
-    row, keys = json.loads(line), {"id", "sample", "problem_sha256", "teacher", "reply"}
-    if type(row) is not dict or not row.keys() >= keys or type(row["reply"]) is not dict:
-        raise ValueError(f"a reply must be an object with {', '.join(sorted(keys))}")
+    row = json.loads(line)
+    if type(row) is not dict or type(row.get("reply")) is not dict:
+        raise ValueError("a line of a recording must be an object with a reply, also an object")
     return row
 
 def main(args):
@@ -526,14 +463,11 @@ def main(args):
             raise SystemExit("Which teacher? Name the model as its server does: --teacher NAME\n"
                              "  The recorded one has seen demo problems only, in mode socratic.")
         args.replay = RECORDING
-    split = args.split or ("all" if args.dataset.endswith(".jsonl") else "train")
+    split = "all" if args.dataset.endswith(".jsonl") else "train"
     limit = args.limit or (40 if name == "demo" else None)
-    problems = load_problems(args.dataset, split, limit=limit)
-    problems = [problem for problem in problems if problem.answer.strip()]
-    if not problems:
-        raise SystemExit(f"{name}/{split} holds no problem with a gold answer to judge a reply by.")
-    suffix = "-valid" if split == "valid" else ""
-    out = Path(args.out or f"annotations/{name}-{args.mode}{suffix}.jsonl").expanduser()
+    problems = [problem for problem in load_problems(args.dataset, split, limit=limit)
+                if problem.answer.strip()]    # without a gold answer no reply can be judged
+    out = Path(args.out or f"annotations/{name}-{args.mode}.jsonl").expanduser()
 
     path = Path(args.replay or out.with_suffix(".replies.jsonl"))
     rows = []
@@ -544,19 +478,15 @@ def main(args):
         problems = [problem for problem in problems if problem.id in seen]
     elif not args.dry_run:
         if args.base_url == OPENAI and not os.environ.get("OPENAI_API_KEY"):
-            raise SystemExit(f"{OPENAI} needs a key in the environment variable OPENAI_API_KEY.\n"
-                             "  Your own server needs none: --base-url http://localhost:11434")
+            raise SystemExit(f"{OPENAI} needs a key in the environment variable OPENAI_API_KEY.")
         replace_file(path, *map(to_line, rows))    # without a line that a kill has torn
-    run = Run(args, problems, rows, path)
+    run = Run(args, problems, path, rows)
     run.annotate_all()
     if args.dry_run:
         print(f"{len(run.missing):,} problems to ask about; with one try for each, all replies "
               f"cost at most {run.spent:.2f}")
         return 0
-    return finish(run, out)
+    return run.finish(out)
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main(parse_args()))
-    except KeyboardInterrupt:
-        sys.exit(1)
+    raise SystemExit(main(parse_args()))

@@ -177,21 +177,18 @@ def test_what_is_not_in_the_form_or_not_true_is_rejected_with_its_reason(text, r
         judge(PENS, chat(text), "socratic", "me")
 
 def test_only_a_reply_that_ended_by_itself_is_judged():
-    for finish, reason in (("length", "cut off"), ("MAX_TOKENS", "cut off"), ("content_filter: hate", "filtered")):
+    for finish, reason in (("length", "cut off"), ("MAX_TOKENS", "cut off"), ("content_filter: hate", "filtered"), ("odd", "broken")):
         with pytest.raises(Rejected, match=f"^{reason}$"):
             judge(PENS, chat(GOOD, finish), "socratic", "me")
     for finish in ("stop", None, "STOP"):
         assert judge(PENS, chat(GOOD, finish), "socratic", "me").steps == IDEAL
 
-def test_content_parts_of_thinking_are_not_read():
-    for kind in ("reasoning", "thinking"):
-        parts = [{"type": kind, "text": DRAFT, "thinking": DRAFT}, {"type": "text", "text": GOOD}]
-        assert judge(PENS, chat(parts), "socratic", "me").steps == IDEAL
+def test_reasoning_in_another_field_is_not_read():
     assert judge(PENS, chat(GOOD, reasoning_content=DRAFT), "socratic", "me").steps == IDEAL
 
 @pytest.mark.parametrize("solution, results", [
     ("$5*3 = $<<5*3=15>>15 and 15/4 = <<15/4=3.75>>3.75", ["15", "3.75"]),
-    ("A third is 10/3 = <<10/3=3.333>>3.333", ["3.333"]), ("That is 1,200*2 = <<1,200*2=2400>>2400", ["2400"]),
+    ("A third is 10/3 = <<10/3=3.333>>3.333", ["3.333"]), ("A third is 10/3 = <<10/3=3.3>>3.3", ["3.3"]), ("That is 1,200*2 = <<1,200*2=2400>>2400", ["2400"]),
     ("She had 5. 5-3 = <<5-3=2>>2", None), ("(2+3)*4 = <<(2+3)*4=20>>20", ["20"]),
     ("3-8 = <<3-8=-5>>-5 degrees", ["-5"]), ("20%*50 = <<20%*50=10>>10", ["10"]), ("2 x 3 = <<2*3=6>>6", None),
     ("10/3 = <<10/3=3>>3", None), ("1/2 hour = <<1/2=30>>30 minutes", None), ("5 = <<5=5>>5", []), ("no numbers", []),
@@ -276,35 +273,28 @@ TABLE = [  # faults of the first requests about the second of two problems; how 
     (["odd finish"] * 99, 8, MISSING, 0),
     (["empty choices"], 2, KEPT, 1), (["null content"], 2, KEPT, 2), (["empty content"], 2, KEPT, 2),
     (["empty content"] * 3, 3, REJECTED, 3),
-    (["length"], 2, KEPT, 2), (["MAX_TOKENS"], 2, KEPT, 2), (["length"] * 9, 4, REJECTED, 4),
-    (["content filter"], 1, REJECTED, 1),                     # it would be filtered again
+    (["length"], 2, KEPT, 2), (["length"] * 9, 4, REJECTED, 4),
+    ([reply("", "content_filter")], 1, REJECTED, 1),          # it would be filtered again
     (["refusal"], 2, KEPT, 2), (["sorry"], 2, KEPT, 2), (["wrong", "false"], 3, KEPT, 3), (["wrong"] * 9, 3, REJECTED, 3),
-    (["parts"], 1, KEPT, 1), (["reasoning"], 1, KEPT, 1), (["think"], 1, KEPT, 1),
+    (["reasoning"], 1, KEPT, 1), (["think"], 1, KEPT, 1),
     (["asks for what is stated"], 1, KEPT, 1), (["no answer line"], 1, KEPT, 1), (["no usage"], 1, KEPT, 1),
     (["half"], 2, KEPT, 1), (["half json"], 2, KEPT, 1), (["reset"], 2, KEPT, 1), (["late"], 2, KEPT, 1),
 ]
 
 @pytest.mark.parametrize("faults, n_asked, verdict, n_replies", TABLE, ids=lambda x: str(x)[:30])
-def test_each_fault_is_asked_again_as_often_as_it_should(faults, n_asked, verdict, n_replies):
+def test_each_fault_is_asked_again_as_often_as_it_should(faults, n_asked, verdict, n_replies, monkeypatch):
+    monkeypatch.setattr(annotate, "TIMEOUT", 0.25 if faults[0] == "late" else 5)
     with FakeTeacher(PROBLEMS, [None, *faults], late=0.5) as server:
-        status, kept, rejected, rows = run(server, "--timeout", 0.25 if faults[0] == "late" else 5, limit=2)
+        status, kept, rejected, rows = run(server, limit=2)
     assert len(server.log) == 1 + n_asked
     assert (status, len(kept)) == {KEPT: (0, 2), REJECTED: (0, 1), MISSING: (1, 1)}[verdict]
     assert len(rows) == 1 + n_replies and len(rejected) == 1 + n_replies - len(kept)
 
-def test_waits_are_those_that_the_server_names():
-    for fault, least, most in (("429 Retry-After", 1, 1.6), ("429 date", 0.9, 2.8)):
-        with FakeTeacher(PROBLEMS, [fault]) as server:
-            run(server, "--out", f"{fault[4:]}.jsonl")
-        first, second = server.log
-        assert least <= second["time"] - first["time"] < most, fault
-
-def test_after_a_429_all_workers_wait():
-    with FakeTeacher(PROBLEMS, [None, "429 Retry-After"], delay=0.05) as server:
-        status, kept, _, _ = run(server, limit=24, workers=4)
-    assert (status, len(kept)) == (0, 24)
-    told = server.log[1]["time"] + 0.05
-    assert not [entry for entry in server.log if told + 0.05 < entry["time"] < told + 0.95]
+def test_the_wait_is_the_one_that_the_server_names():
+    with FakeTeacher(PROBLEMS, ["429 Retry-After"]) as server:
+        run(server)
+    first, second = server.log
+    assert 1 <= second["time"] - first["time"] < 1.6
 
 def test_the_first_reply_is_greedy_a_cut_one_gets_more_room_and_body_shapes_every_request():
     with FakeTeacher(PROBLEMS, ["length", "wrong"]) as server:
@@ -328,13 +318,12 @@ def test_one_failed_problem_does_not_end_the_run():
 
 def test_nothing_is_asked_and_nobody_waits_after_a_stop():
     with FakeTeacher(PROBLEMS, ["429 Retry-After"]) as server:
-        teacher = annotate.Run(annotate.parse_args(["--teacher", "fake", "--base-url", server.url]), [], [])
+        teacher = annotate.Run(annotate.parse_args(["--teacher", "fake", "--base-url", server.url]), [], None, [])
         threading.Timer(0.2, teacher.stopping.set).start()
         began = time.monotonic()
         for _ in range(2):
             with pytest.raises(annotate.Stop):
                 teacher.request({"messages": [{"role": "user", "content": "Hello"}]})
-            teacher.not_before = 0
         assert time.monotonic() - began < 0.8 and len(server.log) == 1
 
 # ---------------------------------------------------------------- nothing is paid for twice, nothing is lost
@@ -439,10 +428,8 @@ def test_a_full_disk_stops_the_run_and_costs_what_was_under_way():
 
 # ---------------------------------------------------------------- keys, money, errors, replay
 
-def test_the_key_is_sent_and_never_shown(monkeypatch, capsys, tmp_path):
+def test_the_key_is_sent_and_never_shown(monkeypatch, capsys):
     key = "sk-secret-0123456789"
-    (tmp_path / "netrc").write_text("machine 127.0.0.1 login a password b\n")    # must not replace the key
-    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
     with FakeTeacher(PROBLEMS) as server:   # a local server: no key, no header
         run(server, "--out", "x.jsonl")
         assert {entry["key"] for entry in server.log} == {None}
@@ -467,7 +454,7 @@ def test_a_wrong_key_or_name_shows_at_the_first_request(fault, says):
 def test_a_server_that_is_down_is_one_clear_message():
     with FakeTeacher(PROBLEMS) as server:
         pass
-    with pytest.raises(SystemExit, match="no reply ConnectionError\n  Is it running"):
+    with pytest.raises(SystemExit, match="no reply: ConnectionError\n  Is it running"):
         run(server)
 
 def test_progress_and_summary(capsys):
@@ -478,7 +465,7 @@ def test_progress_and_summary(capsys):
     assert "23 of 24 problems are kept: annotations/demo-socratic.jsonl\n" in out
     assert "       2 replies rejected: wrong answer\n       1 replies rejected: false arithmetic\n" in out
     assert '       1 problems missing: 500 {"error": {"message": "The server had an error"' in out
-    assert "26 replies, 10,400 tokens in, 1,560 out, cost 2.6000\nThe same command goes on" in out
+    assert "26 replies, cost 2.6000\nThe same command goes on" in out
     assert all(len(line) <= 88 for line in out.splitlines() if "500" not in line)
 
 @pytest.mark.parametrize("path, asked", [("", "/v1"), ("/", "/v1"), ("/v1", "/v1"), ("/v1/", "/v1"), ("/inference", "/inference")])
@@ -488,13 +475,13 @@ def test_a_base_url_is_used_as_given_and_a_bare_host_gets_v1(path, asked):
         run(server)
     assert {entry["path"] for entry in server.log} == {f"{asked}/chat/completions"}
 
-def test_the_budget_is_never_exceeded_and_a_larger_one_goes_on(capsys):
-    prices = ["--price", "1,10"]             # a call costs 0.0010, at most 0.0116
+def test_the_budget_is_exceeded_by_the_requests_under_way_at_most_and_a_larger_one_goes_on(capsys):
+    prices = ["--price", "1,10"]             # a call costs 0.0010
     with FakeTeacher(PROBLEMS, [None, "hidden reasoning"]) as server:
         status, kept, _, rows = run(server, *prices, "--budget", 0.03, limit=24)
         out = capsys.readouterr().out
         cost = 0.001 * (len(rows) - 1) + 0.000279 + 0.0096    # 1239 - 279 = 960 tokens were written, not 60
-        assert status == 1 and "budget" in out and 0.018 < cost <= 0.03 and f"cost {cost:.4f}" in out
+        assert status == 1 and "budget" in out and 0.03 <= cost < 0.03 + 0.001 and f"cost {cost:.4f}" in out
         n = len(server.log)
         run(server, *prices, "--budget", 0.001, limit=24)
         assert len(server.log) == n
@@ -574,5 +561,5 @@ def test_no_torch_is_needed_to_ask_a_teacher():
 @pytest.mark.parametrize("line", ["3", "[]", "{}", '{"id": "x", "sample": 0, "problem_sha256": "a", "teacher": "t", "reply": []}'])
 def test_a_damaged_recording_is_one_clear_line(line):
     Path("a.jsonl").write_text("\n" + line + "\n")
-    with pytest.raises(SystemExit, match="^a.jsonl:2: a reply must be an object with id, problem_sha256, reply, sample, teacher$"):
+    with pytest.raises(SystemExit, match="^a.jsonl:2: a line of a recording must be an object with a reply, also an object$"):
         annotate.main(annotate.parse_args(["--replay", "a.jsonl"]))
