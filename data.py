@@ -538,7 +538,7 @@ def renumber(problem: Problem, rng) -> Problem | None:
     is_explained = set(find_values(f"{told} {solved}")) <= given | known | constants
     is_computed = problem.answer in known and not re.search(rf"=\s*\$?(?:{NUMBER})", solved)
     # The numbers of demo and world decide the split.
-    if problem.source == "generated" or not is_explained or not is_computed:
+    if problem.id.startswith(("demo-", "world-")) or not is_explained or not is_computed:
         return None
     free = sorted((given & used) - find_fixed(told, solved, used), key=Fraction)
     fixed = {value: value for value in (given | constants) - set(free)}

@@ -56,7 +56,7 @@ def predict(args):
     records = read_run(path)[1] if path.exists() else []
     if len(records) == len(problems):
         return path
-    # Where the file was cut, as a copy may be, the batch that was cut is solved again.
+    # If the file has lost its end, the last whole batch is followed by the next one.
     del records[len(records) // args.batch_size * args.batch_size:]
     students = load_students(folders, args.device, args.dtype)
     start, n_first = time.time(), len(records)
@@ -93,7 +93,7 @@ def sha256(text):
     return hashlib.sha256(text.encode()).hexdigest()
 
 def read_run(path):
-    """(header, records, scores) of a file of predictions. A kill may have torn its last line."""
+    """(header, records, scores) of a file of predictions. A line that lost its end is left out."""
     try:
         header, *records = read_lines(path, may_be_torn=True)
         if "settings" not in header:

@@ -156,7 +156,7 @@ class Trainer:
     def step(self, step_batches, lr):
         """
         One optimizer step on a list of batches. Returns its loss and gradient norm. Where they
-        are no numbers, a FloatingPointError is raised and the weights stay as they are; only an
+        are not finite, a FloatingPointError is raised and the weights stay as they are; only an
         overflow in float16 is no error, that step is left out.
         """
         n_learned = sum(map(count_learned, step_batches))
@@ -285,7 +285,7 @@ def load(args):
     if len(examples) < len(problems):
         say(f"left out: {len(problems) - len(teaching):,} problems that lack what a {args.role} "
             f"learns, {len(teaching) - len(examples):,} that are too long")
-    if not examples:
+    if not (examples and valid):
         raise SystemExit(f"Too few problems hold what a {args.role} learns to write. A teacher can "
                          f"write it:\n  python annotate.py --dataset {args.dataset}\nThen add: "
                          f"--annotations annotations/{run_name(args.dataset)}-socratic.jsonl")
@@ -300,7 +300,7 @@ def is_ours(model):
 def set_defaults(args, from_scratch):
     is_generated = set(args.dataset.split("+")) <= {"demo", "world"}
     args.renumber = not is_generated and (from_scratch if args.renumber is None else args.renumber)
-    args.lr = args.lr or (4e-3 if from_scratch else 1e-4)
+    args.lr = args.lr or (4e-3 if args.model in FROM_SCRATCH else 1e-3 if from_scratch else 1e-4)
     args.batch_tokens = args.batch_tokens or (2048 if from_scratch else 4096)
 
 # ------------------------------------------------------------ checkpoints
@@ -353,12 +353,14 @@ def parse_args(argv=None):
         help=f"optimizer steps (None: {N_EPOCHS} passes over the problems; demo: 1,800)")
     add("--batch-tokens", type=positive, help="tokens of a micro-batch (None: 2,048; gpt2: 4,096)")
     add("--renumber", action=argparse.BooleanOptionalAction,
-        help="tell each epoch's stories with other numbers, but not those that are generated "
-        "(None: on if --model is tiny or mini)")
+        help="tell each epoch's problems with other numbers, but not generated stories "
+        "(None: off for released weights)")
     add("--learn-all", action="store_true",
         help="learn to write the context too, the problem above all: more language from scratch")
     add("--accumulate", type=positive, default=1, help="micro-batches of a step, on every process")
-    add("--lr", type=float, help="peak learning rate (None: 4e-3 from scratch, else 1e-4)")
+    add("--lr", type=float,
+        help="peak learning rate (None: 4e-3 from scratch, 1e-3 to go on with such a student, "
+        "1e-4 for released weights)")
     add("--seed", type=int, default=0, help="of the initial weights and the order of the batches")
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
     add("--dtype", default="auto", choices=("auto", "fp32", "bf16", "fp16"),
@@ -416,7 +418,7 @@ def main(args):
     if args.role in ("decomposer", "solver"):
         students = f"--students {out} FOLDER_OF_ITS_PARTNER"
     say(f"\nThe best student is that of step {best[1]} (valid loss {best[0]:.4f}), in {out}\n"
-        f"Next: python eval.py --dataset {args.dataset} {students}")
+        f"Next: python eval.py --dataset {args.dataset.partition('+')[0]} {students}")
 
 if __name__ == "__main__":
     main(parse_args())

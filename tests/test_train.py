@@ -437,3 +437,12 @@ def test_a_training_goes_on_only_with_the_same_problems_and_the_same_dtype(tmp_p
     mine.write_text("".join(r.to_json() + "\n" for r in records[5:]), encoding="utf-8")
     with pytest.raises(SystemExit, match="other flags or problems: {'examples_sha256'"):
         train.main(train.parse_args([*flags, "--resume"]))
+
+
+def test_a_file_of_which_too_little_teaches_the_role_is_told_before_the_training(tmp_path):
+    mine = tmp_path / "mine.jsonl"
+    bare = [Problem(f"b-{i}", f"Who has {i} pens?", [], str(i)) for i in range(30)]
+    good = Problem("good", "Ava has 3 pens. How many?", PROBLEM.steps, "7")
+    mine.write_text("".join(r.to_json() + "\n" for r in [*bare, good]), encoding="utf-8")
+    with pytest.raises(SystemExit, match="Too few problems hold what a solver learns"):
+        train.main(train.parse_args(["--role", "solver", "--dataset", str(mine), "--out", str(tmp_path / "run")]))
