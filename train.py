@@ -8,7 +8,7 @@ How does it learn? A student GPT-2 is trained to write its part of the dialogue.
 
 Reads   problem records (data.py), with --annotations a teacher's (annotate.py)
 Writes  runs/<dataset>-<model>-<role>/
-            model.safetensors, config.json   the student that was best on the valid split
+            model.safetensors, config.json   the student that was best on valid, in half precision
             log.jsonl                        every printed number, up to the last validation
             resume.pt                        all that --resume needs
 
