@@ -22,6 +22,7 @@ import hashlib
 import json
 import os
 import re
+import sys
 import threading
 import time
 from collections import Counter
@@ -352,8 +353,10 @@ class Run:
         """The server's reply, or {"refused": reason}. RuntimeError if no attempt succeeds."""
         url, key = f"{self.args.base_url}/chat/completions", os.environ.get("OPENAI_API_KEY", "")
         headers = {"Authorization": f"Bearer {key.strip()}"} if key else {}
-        wait = 0
+        wait, error = 0, ""
         for attempt in range(ATTEMPTS):
+            if wait >= 8:
+                print(f"{error[:60]}: the next attempt in {wait} s", file=sys.stderr, flush=True)
             if self.stopping.wait(wait):
                 raise Stop("the run has stopped")
             wait = min(60, FIRST_WAIT * 2**attempt)

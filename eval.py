@@ -426,8 +426,9 @@ def parse_args(argv=None):
         help="solve again with one thing changed, to see where it broke: over twice the work")
     add("--samples", type=positive, default=1,
         help=f"dialogues a problem, at temperature {SAMPLE_TEMPERATURE}; their majority answers")
-    add("--rescore", nargs="+", type=Path, metavar="FILE", help="instead: score runs again")
-    add("--compare", nargs=2, type=Path, metavar="FILE", help="instead: compare two runs in pairs")
+    add("--rescore", nargs="+", type=Path, metavar="FILE",
+        help="solve nothing; score these runs again")
+    add("--compare", nargs=2, type=Path, metavar="FILE", help="solve nothing; compare two runs")
     return parser.parse_args(argv)
 
 def main(args):

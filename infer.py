@@ -345,7 +345,7 @@ def parse_args(argv=None):
     add("--file", help="a problem a line: plain text, or records of data.py (- is standard input)")
     add("--json", action="store_true", help="print a JSON object a problem")
     add("--explain", action="store_true",
-        help="print what each student is given (<) and where it is in two minds (?)")
+        help="print what each student is given (<) and where it hesitates, below 90 %% (?)")
     add("--dataset", default="demo", help="use students of this data set")
     add_student_flags(add)
     add("--temperature", type=float, default=0.0,
