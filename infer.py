@@ -253,8 +253,7 @@ def find_students(method, folders=None, dataset="demo", model="tiny"):
     if not folders:
         name = f"{run_name(dataset)}-{Path(model).name}"
         found = {role: Path(f"runs/{name}-{role}") for role in roles}
-        is_default = (dataset, model) == ("demo", "tiny")
-        if is_default and not all(is_student(folder) for folder in found.values()):
+        if model == "tiny" and not all(is_student(folder) for folder in found.values()):
             found = {role: HERE / "students" / role for role in roles}
     missing = [role for role in roles if role not in found or not is_student(found[role])]
     if missing:

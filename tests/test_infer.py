@@ -266,7 +266,7 @@ def test_problems_come_from_a_file_or_standard_input_and_leave_as_json(folders, 
 
 @pytest.mark.parametrize("argv, words", [
     ([""], "no problem to solve"), ([" \n"], "no problem to solve"), (["--file", "nowhere.txt"], "nowhere.txt does not exist"),
-    (["x", "--students", "nowhere"], "nowhere"), (["x", "--dataset", "gsm8k"], "python train.py --role solver --dataset gsm8k"),
+    (["x", "--students", "nowhere"], "nowhere"), (["x", "--dataset", "gsm8k", "--model", "gpt2"], "python train.py --role solver --dataset gsm8k --model gpt2"),
     (["x", "--method", "cot"], "python train.py --role cot"),
 ])
 def test_a_slip_is_told_in_one_message_with_the_next_command(argv, words, tmp_path, monkeypatch):
