@@ -11,6 +11,7 @@ import argparse
 import json
 import os
 import platform
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -21,7 +22,8 @@ RESULTS = ROOT / "students" / "results"
 
 def add(path, row):
     """Keep the scores of a run as a receipt for this row of the table."""
-    receipt = json.loads(Path(path).read_text(encoding="utf-8"))
+    receipt = json.loads(Path(path).read_text(encoding="utf-8").replace(f"{ROOT}/", ""))
+    receipt["command"] = re.sub(r" --out \S+", "", receipt["command"])
     receipt["row"] = row
     receipt["commit"] = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, text=True,
                                        capture_output=True, check=True).stdout.strip()
