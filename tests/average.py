@@ -11,7 +11,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from gpt import GPT    # noqa: E402 (the folder above must be known first)
+from gpt import GPT
 
 a, b = map(GPT.from_pretrained, sys.argv[1:3])
 with torch.no_grad():
