@@ -182,6 +182,8 @@ class Trainer:
         for batch in valid_batches:
             with self.autocast:
                 total += summed_loss(self.model, *collate(batch, self.device)).item()
+        if not math.isfinite(total):
+            raise FloatingPointError(f"the valid loss is {total}")
         return total / sum(map(count_learned, valid_batches))
 
 def learning_rate(step, n_steps, peak):
@@ -275,7 +277,10 @@ def load(args):
         model = GPT.from_pretrained(args.model)
     set_defaults(args, is_ours(model))
     problems = load_problems(args.dataset, "train", None, args.limit, args.annotations)
-    valid = make_examples(load_problems(args.dataset, "valid", None, 512), args.role, model)
+    valid = []    # a teacher's annotations may cover the training split alone
+    for annotations in (args.annotations, None):
+        held_out = load_problems(args.dataset, "valid", None, 512, annotations)
+        valid = valid or make_examples(held_out, args.role, model)
     if not valid:
         say("No valid problem teaches this role: every 20th training problem is held out instead.")
         valid = make_examples(problems[::20], args.role, model)
@@ -387,14 +392,17 @@ def main(args):
     steps = all_steps(problems, examples, trainer.model, args)
     for step, step_batches in enumerate(itertools.islice(steps, n_done, n_steps), n_done + 1):
         lr = learning_rate(step - 1, n_steps, args.lr)
+        is_checkpoint = step % math.ceil(n_steps / N_EVALS) == 0 or step == n_steps
         start = time.time()
         try:
             loss, norm = trainer.step(step_batches, lr)
+            seconds += time.time() - start
+            if is_checkpoint and RANK == 0:
+                valid_loss = trainer.validate(valid_batches)
         except FloatingPointError as error:
-            raise SystemExit(f"Step {step}: {error}, so the training stops. The best student so "
-                             f"far is that of step {best[1]} (0: none), in {out}.\n"
-                             "Begin anew with a smaller --lr.") from None
-        seconds += time.time() - start
+            text = (f"Step {step}: {error}, so the training stops. The best student so far is that "
+                    f"of step {best[1]} (0: none), in {out}.\nBegin anew with a smaller --lr.")
+            raise SystemExit(text if RANK == 0 else 1) from None    # the others saved nothing
         n_tokens += sum(map(length, itertools.chain(*step_batches)))
         if RANK > 0:    # the first process prints, validates and saves
             continue
@@ -404,11 +412,11 @@ def main(args):
                         "tokens_per_second": speed})
             say(f"step {step:5d}/{n_steps} | loss {loss:.4f} | lr {lr:.1e} | norm {norm:.2f} | "
                 f"{speed:6,.0f} tok/s | {left // 60}:{left % 60:02d} left")
-        if step % math.ceil(n_steps / N_EVALS) == 0 or step == n_steps:
-            log.append({"step": step, "valid_loss": trainer.validate(valid_batches)})
-            say("step {step:5d}/{n} | valid loss {valid_loss:.4f}".format(n=n_steps, **log[-1]))
-            if log[-1]["valid_loss"] < best[0]:
-                best = (log[-1]["valid_loss"], step)
+        if is_checkpoint:
+            log.append({"step": step, "valid_loss": valid_loss})
+            say(f"step {step:5d}/{n_steps} | valid loss {valid_loss:.4f}")
+            if valid_loss < best[0]:
+                best = (valid_loss, step)
                 command = shlex.join(["python", "train.py", *sys.argv[1:]])
                 trainer.model.info |= {"role": args.role, "dataset": run_name(args.dataset),
                                        "command": command} | log[-1]

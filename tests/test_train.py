@@ -367,6 +367,13 @@ def test_before_the_first_validation_no_student_is_promised(tmp_path, small, mon
         run(tmp_path)
 
 
+def test_a_valid_loss_that_is_no_number_stops_the_training(tmp_path, small, monkeypatch):
+    monkeypatch.setattr(train, "summed_loss", lambda *_, loss=train.summed_loss: loss(*_) * (1 if torch.is_grad_enabled() else math.nan))
+    with pytest.raises(SystemExit, match="Step 2: the valid loss is nan, so the training stops"):
+        run(tmp_path)
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_an_overflow_in_float16_leaves_one_step_out_and_spoils_nothing(tmp_path, small, monkeypatch, value):
     """A guard against a past fault: one overflow made all gradients NaN, and Muon stepped with them."""
