@@ -32,8 +32,10 @@ class GPTConfig:    # the names are those of Hugging Face's config.json
     n_head: int = 12
     layer_norm_epsilon: float = 1e-5
 
-# Radford et al. (2019), table 2; ours are `tiny`, which learns most in minutes, and `mini`.
+# Radford et al. (2019), table 2; ours are `tiny`, which learns most in minutes, `nano` with half as
+# many parameters, and `mini` with twice as many.
 SIZES = {
+    "nano": GPTConfig(vocab_size=2048, n_embd=96, n_layer=3, n_head=6),
     "tiny": GPTConfig(vocab_size=2048, n_embd=128, n_layer=4, n_head=8),
     "mini": GPTConfig(vocab_size=2048, n_embd=144, n_layer=8, n_head=9),
     "gpt2": GPTConfig(),
@@ -41,7 +43,7 @@ SIZES = {
     "gpt2-large": GPTConfig(n_embd=1280, n_layer=36, n_head=20),
     "gpt2-xl": GPTConfig(n_embd=1600, n_layer=48, n_head=25),
 }
-FROM_SCRATCH = ("tiny", "mini")    # nobody has released their weights
+FROM_SCRATCH = ("nano", "tiny", "mini")    # nobody has released their weights
 
 # ------------------------------------------------------------ the model
 

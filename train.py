@@ -351,7 +351,7 @@ def parse_args(argv=None):
     add("--annotations", help="a teacher's annotations (JSONL), joined to the problems by id")
     add("--limit", type=positive, help="only the first so many problems (None: all; demo: 20,000)")
     add("--model", default="tiny",
-        help="tiny or mini (from scratch), a released gpt2..., or a folder")
+        help="nano, tiny, mini (from scratch), a released gpt2..., or a folder")
     add("--out", help="folder of the student (None: runs/<dataset>-<model>-<role>)")
     add("--resume", action="store_true", help="go on where the same command was interrupted")
     add("--steps", type=positive,
