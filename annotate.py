@@ -1,5 +1,5 @@
 """
-Where does the text come from? A teacher, a large model, writes it; what can be trusted is kept.
+Where does the text come from? A teacher, a large model, writes it; what proves right is kept.
 
     python annotate.py                                            a recorded teacher: no key
     python annotate.py --dataset svamp --teacher NAME --dry-run   what asking would cost
@@ -101,11 +101,11 @@ def read_example(text: str) -> Problem:
 class Rejected(Exception):
     """A reply that is not kept. The text says why: the reason, then perhaps a colon and details."""
 
-# The finish reasons of a reply, and why it is not kept. One with any other is asked for again.
+# The finish reasons of a reply, and why it is not kept. With any other reason it is asked again.
 ENDS = {"stop": None, "length": "cut off", "max_tokens": "cut off", "content_filter": "filtered"}
 THINKING_ENDS = re.compile(r"[<\[]/\w*(?:think|reason)\w*[>\]]", re.IGNORECASE)
 LINE = re.compile(r"(Subquestion|Solution|Answer): *(\S.*)")
-# Nothing of this belongs into a text: tags, templates, markup, a second label.
+# None of this belongs in a text: tags, templates, markup, a second label.
 MARK = re.compile(r"[<>{}\[\]\\|`]|(?:Problem|Subquestion|Solution|Answer):")
 LIKE_A_LABEL = re.compile(r"(?:sub-?question|solution|answer)\b[^:]{0,8}:\s*\S", re.IGNORECASE)
 LETTERS = {"Subquestion": "q", "Solution": "s", "Answer": "a", "other": "-"}
@@ -144,7 +144,7 @@ def read_dialogue(text: str, role: str) -> dict[str, list[str]]:
             raise Rejected(f"not in the form: {line}")
         elif line and not line.startswith("```"):
             lines.append(("other", line))
-    kinds = "".join(LETTERS[label] for label, _ in lines)
+    kinds = "".join(LETTERS[label] for label, _ in lines)    # such as "-qsqsa-"
     match = re.fullmatch(f"-*([qsa]*a-+)*(?P<dialogue>{FORMS[role]})-*", kinds)
     if not match:
         raise Rejected(f"not in the form: the lines are {kinds}")
@@ -184,20 +184,20 @@ def judge_solutions(problem, steps, answers) -> list[Step]:
         results += found
         if found or problem.answer in ("yes", "no"):
             kept.append(step)
-        # A step that only repeats numbers of the problem is left out, but never the last one.
+        # Else it may only repeat numbers of the problem, and is left out; never the last one.
         elif step is steps[-1] or "=" in step.solution or not numbers or numbers - stated:
             raise Rejected(f"a solution without a calculation: {step.solution}")
     # The line with the answer may be missing where the last result is the answer.
-    said = ["", *results, *answers]
-    answer = extract_answer(f"Answer: {said[-1]}")
+    values = ["", *results, *answers]
+    answer = extract_answer(f"Answer: {values[-1]}")
     if not same_answer(answer, problem.answer):
         raise Rejected(f"wrong answer: {answer}, not {problem.answer}" if answer else "no answer")
     return kept
 
 def check_calculations(solution: str) -> list[str]:
     """
-    The results of a solution's calculations. Rejected unless each is true and stands there as in
-    the data: the same calculation before it, its result after it.
+    The results of a solution's calculations. Rejected unless each is true and written as in the
+    data: the same calculation before it, its result after it.
 
     >>> check_calculations("They have 3*4 = $<<3*4=12>>12 and 12-5 = <<12-5=7>>7 left.")
     ['12', '7']
@@ -207,7 +207,8 @@ def check_calculations(solution: str) -> list[str]:
         expression, result = match[1].strip(), match[2].strip()
         # It may be rounded, but then it is right to its last digit: 10/3=3.33, not 10/3=3.
         error, n_decimals = calculate(f"({expression})-({result})"), len(result.partition(".")[2])
-        if not error or abs(float(error)) > (0.500001 / 10**n_decimals if n_decimals else 0):
+        tolerance = 0.500001 / 10**n_decimals if n_decimals else 0
+        if not error or abs(float(error)) > tolerance:
             raise Rejected(f"false arithmetic: {expression}={result}")
         # All arithmetic before it counts, so that it is not cut out of a larger equation.
         before = re.search(r"[-\d\s.,+*/^()%$=×÷−]*$", solution[:match.start()])[0]
@@ -275,14 +276,15 @@ class Run:
     def annotate_all(self):
         """The first request goes alone, since a wrong key shows there; then many at a time."""
         todo, start = list(self.problems), time.time()
-        while todo and not self.has_asked:
-            self.annotate(todo.pop(0))
-        if self.has_asked and not self.n_replies:
-            raise SystemExit(f"{self.args.base_url}: {self.missing[-1]}\n  Is it running? Does it "
-                             f"have a model {self.args.teacher!r}? Is OPENAI_API_KEY its key?")
         with ThreadPoolExecutor(self.args.workers) as pool:
-            futures = [pool.submit(self.annotate, problem) for problem in todo]
             try:
+                while todo and not self.has_asked:
+                    self.annotate(todo.pop(0))
+                if self.has_asked and not self.n_replies:
+                    raise SystemExit(
+                        f"{self.args.base_url}: {self.missing[-1]}\n  Is it running? Does it have "
+                        f"a model {self.args.teacher!r}? Is OPENAI_API_KEY its key?")
+                futures = [pool.submit(self.annotate, problem) for problem in todo]
                 for n, _ in enumerate(as_completed(futures), 1):
                     if n % 10 == 0 or n == len(todo):
                         left = int((len(todo) - n) * (time.time() - start) / n)
@@ -291,6 +293,7 @@ class Run:
                               flush=True)
             except KeyboardInterrupt:
                 self.stopping.set()
+                self.missing.append("interrupted")
                 print("\ninterrupted: waiting for the requests under way", flush=True)
 
     def annotate(self, problem):
@@ -303,7 +306,7 @@ class Run:
                 self.stopping.set()
 
     def judge_replies(self, problem):
-        """Judge the replies to a problem until one is kept or there were as many as --tries."""
+        """Judge the replies to a problem until one is kept. One cut off gets one try more."""
         mode, n_tries, room, sample = self.args.mode, self.args.tries, 1, 0
         messages = make_messages(problem, mode, self.args.dataset)
         while sample < n_tries:
@@ -317,7 +320,7 @@ class Run:
                 {"id": problem.id, "sample": sample, "reason": reason, "text": text})
             if reason.startswith(("filtered", "refused")):    # it would be again
                 return
-            if reason == "cut off" and room == 1:    # that was no try; the next has twice the room
+            if reason == "cut off" and room == 1:    # the next has twice the room
                 n_tries, room = n_tries + 1, 2
             sample += 1
 
@@ -371,7 +374,7 @@ class Run:
             error = f"{status} {text.replace(key.strip() or '***', '***')[:300]}"
             if status in (401, 402, 403, 404) or "insufficient_quota" in text:
                 raise Stop(error)
-            if status in (400, 413, 422):    # the problem is too long, say
+            if status in (400, 413, 422):    # for example, the problem is too long
                 return {"refused": error}
             named = response.headers.get("Retry-After", "")
             if named.isdecimal() and int(named):    # seconds
@@ -386,10 +389,10 @@ class Run:
         return (n_in * price_in + n_out * price_out) / 1e6
 
     def finish(self, out) -> int:
-        """Write what is kept and rejected, and say what came of it. The exit status."""
+        """Write what is kept and rejected, print a summary, return the exit status."""
         kept = [self.kept[problem.id] for problem in self.problems if problem.id in self.kept]
         replace_file(out, *(f"{record.to_json()}\n".encode() for record in kept))
-        replace_file(out.with_suffix(".rejected.jsonl"), *map(to_line, self.rejected))
+        replace_file(beside(out, "rejected"), *map(to_line, self.rejected))
         print(f"{len(kept):,} of {len(self.problems):,} problems are kept: {out}")
         reasons = Counter(row["reason"].partition(":")[0] for row in self.rejected)
         for reason, n in reasons.most_common():
@@ -412,6 +415,10 @@ def make_body(args, messages, sample=0, room=1) -> dict:
 
 def sha16(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+def beside(out: Path, what: str) -> Path:
+    """annotations/demo-cot.replies.jsonl, beside annotations/demo-cot.jsonl."""
+    return Path(f"{str(out).removesuffix('.jsonl')}.{what}.jsonl")
 
 def to_line(row: dict) -> bytes:
     return (json.dumps(row) + "\n").encode()
@@ -472,7 +479,7 @@ def main(args):
                 if problem.answer.strip()]    # without a gold answer no reply can be judged
     out = Path(args.out or f"annotations/{name}-{args.mode}.jsonl").expanduser()
 
-    path = Path(args.replay or out.with_suffix(".replies.jsonl"))
+    path = Path(args.replay or beside(out, "replies"))
     rows = []
     if args.replay or path.exists():
         rows = read_lines(path, read_row, may_be_torn=not args.replay)

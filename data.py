@@ -42,7 +42,7 @@ import tiktoken
 
 USUAL = ("train", "valid", "test")
 DATASETS = {"demo": (*USUAL, "long"), "world": USUAL, "gsm8k": USUAL, "svamp": (*USUAL, "all"),
-            "strategyqa": USUAL}
+            "strategyqa": USUAL}    # long: 7 and 8 steps; all: no split
 DATASET_HELP = f"which problems: {', '.join(DATASETS)}, or your own FILE.jsonl"
 ROLES = ("answer", "cot", "unified", "decomposer", "solver")
 IGNORE = -100    # the target of a token that is only context: cross_entropy skips it by default
@@ -66,10 +66,12 @@ class Problem:
     steps: list[Step] = field(default_factory=list)
     answer: str = ""
     source: str = "human"
-    evidence: list[str] = field(default_factory=list)    # a formula or facts, for a teacher
+    evidence: list[str] = field(default_factory=list)    # a formula (svamp), facts (strategyqa)
 
     def to_json(self) -> str:
-        record = {key: value for key, value in asdict(self).items() if value or key != "evidence"}
+        record = asdict(self)
+        if not self.evidence:
+            del record["evidence"]
         return json.dumps(record, ensure_ascii=False)
 
     @classmethod
@@ -84,7 +86,7 @@ class Problem:
 EXAMPLE = asdict(Problem("", "", [Step()], evidence=[""]))
 
 def check_shape(value, example, name: str) -> None:
-    """Raise a ValueError unless the value is built like the example (evidence may be missing)."""
+    """Raise a ValueError unless the value has the example's keys and types (evidence may lack)."""
     if type(value) is not type(example):
         kind = {dict: "an object", list: "a list", str: "a string"}[type(example)]
         raise ValueError(f"{name} must be {kind}")
@@ -94,11 +96,13 @@ def check_shape(value, example, name: str) -> None:
         for item in value:
             check_shape(item, example[0], f"an item of {name}")
     else:
-        for key in sorted((value.keys() ^ example.keys()) - {"evidence"}):
-            fault = "unknown" if key in value else "missing"
-            raise ValueError(f"{name}: the key {key!r} is {fault}")
-        for key in value:
-            check_shape(value[key], example[key], repr(key))
+        for key in sorted(value.keys() - example.keys()):
+            raise ValueError(f"{name}: the key {key!r} is unknown")
+        for key in example:
+            if key in value:
+                check_shape(value[key], example[key], repr(key))
+            elif key != "evidence":
+                raise ValueError(f"{name}: the key {key!r} is missing")
 
 def read_lines(path, parse=json.loads, may_be_torn=False) -> list:
     """
@@ -107,13 +111,12 @@ def read_lines(path, parse=json.loads, may_be_torn=False) -> list:
     """
     if path != "-" and not Path(path).is_file():
         raise SystemExit(f"{path} does not exist.")
-    values, n, errors = [], 0, "ignore" if may_be_torn else "strict"
+    values, n = [], 0
     try:
-        # "utf-8-sig" skips a byte order mark.
-        with sys.stdin if path == "-" else open(path, encoding="utf-8-sig", errors=errors) as file:
+        with sys.stdin.buffer if path == "-" else open(path, "rb") as file:
             for n, line in enumerate(file, 1):    # noqa: B007 (the error below names n)
-                if line.strip() and not (may_be_torn and not line.endswith("\n")):
-                    values.append(parse(line))
+                if line.strip() and not (may_be_torn and not line.endswith(b"\n")):
+                    values.append(parse(line.decode("utf-8-sig")))    # without a byte order mark
     except (ValueError, RecursionError) as error:
         raise SystemExit(f"{path}:{n}: {error}") from None
     return values
@@ -149,9 +152,9 @@ def segments(problem: Problem, role: str) -> list[Segment]:
     | decomposer | problem                   | subquestion 1..n                       |
     | solver     | problem, each subquestion | solution 1..n, answer                  |
 
-    A label such as `Solution:` is learned where the role has a choice. The text after it begins
-    with a space, because GPT-2's tokens do. A turn ends with a newline, but the last one with the
-    end token, which `encode` adds.
+    A label such as `Solution:` is learned where the role itself decides what comes next. The text
+    after it begins with a space, as most of GPT-2's tokens do. A turn ends with a newline, but the
+    last one with the end token, which `encode` adds.
     """
     steps = problem.steps
     if role == "cot" and problem.answer in ("yes", "no") and not any(s.solution for s in steps):
@@ -166,11 +169,12 @@ def segments(problem: Problem, role: str) -> list[Segment]:
         turns.append(("Answer:", problem.answer))
 
     parts = [Segment(f"Problem: {clean(problem.problem)}\n", False)]
-    has_a_choice = role in ("cot", "unified", "decomposer")
+    writes_labels = role in ("cot", "unified", "decomposer")
     for i, (label, text) in enumerate(turns, 1):
         end = "\n" if i < len(turns) else ""
-        parts.append(Segment(label, has_a_choice))
-        parts.append(Segment(f" {clean(text)}{end}", has_a_choice or label != "Subquestion:"))
+        is_given = role == "solver" and label == "Subquestion:"
+        parts.append(Segment(label, writes_labels))
+        parts.append(Segment(f" {clean(text)}{end}", not is_given))
     return parts
 
 def clean(text: str) -> str:
@@ -180,8 +184,8 @@ def clean(text: str) -> str:
 def can_learn(problem: Problem, role: str) -> bool:
     """Whether the record holds everything that the role reads and learns to write."""
     parts = segments(problem, role)    # the problem, then a label and a text for each turn
-    n_turns = 1 if role in ("answer", "decomposer") else 2    # at least
-    return len(parts) >= 1 + 2 * n_turns and all(part.text.strip() for part in parts)
+    min_turns = 1 if role in ("answer", "decomposer") else 2
+    return len(parts) >= 1 + 2 * min_turns and all(part.text.strip() for part in parts)
 
 def encode(parts: list[Segment], tokenizer):
     """
@@ -195,12 +199,12 @@ def encode(parts: list[Segment], tokenizer):
         learned += [part.learned] * len(tokens)
     ids.append(tokenizer.eot_token)
     learned.append(parts[-1].learned)
-    targets = [token if yes else IGNORE for token, yes in zip(ids[1:], learned[1:])]
+    targets = [token if is_learned else IGNORE for token, is_learned in zip(ids[1:], learned[1:])]
     return ids[:-1], targets
 
 def tokenize(text: str, tokenizer) -> list[int]:
     """The token ids of one segment."""
-    # subtle: the text is cut where the calculator begins and ends to write for a student, after
+    # subtle: the text is cut where the calculator starts and stops writing for a student, after
     # the `=` and the `>>` of an annotation. So training sees the same tokens.
     pieces = re.split(r"(?<=>>)|(?<==)(?=[^<>=]*>>)", text)
     return [token for piece in pieces for token in tokenizer.encode_ordinary(piece)]
@@ -225,7 +229,7 @@ def calculate(expression: str) -> str | None:
     >>> calculate("2*(3+4)"), calculate("1,000*20%"), calculate("1/3"), calculate("3 4")
     ('14', '200', '0.33', None)
     """
-    text = expression.translate(str.maketrans("×÷−–", "*/--", "$")).strip()
+    text = expression.translate(str.maketrans("×÷−–", "*/--", "$")).strip()    # without $
     # Python's parser reads the rest, but neither 1,000 nor 007.
     text = re.sub(r"(?<![\d.])\d{1,3}(,\d{3})+(?!\d)", lambda m: m[0].replace(",", ""), text)
     text = re.sub(r"(?<![0-9.])0+(?=[0-9])", "", text)
@@ -248,7 +252,7 @@ def value_of(node) -> Fraction:
     raise SyntaxError
 
 def format_number(value: Fraction) -> str:
-    """A number as GSM8K writes it. One without an end gets 2 decimals, or 2 digits below 0.1."""
+    """A number as GSM8K writes it. Endless decimals are rounded to 2, or to 2 digits below 0.1."""
     n_decimals = next((n for n in range(13) if (value * 10**n).denominator == 1), None)
     if n_decimals is None:
         n_decimals = min(12, max(2, 1 - math.floor(math.log10(abs(value)))))
@@ -319,7 +323,7 @@ def get_tokenizer(name: str) -> tiktoken.Encoding:
         raise SystemExit(f"Unknown tokenizer {name!r}. There are: gpt2, tiny")
     try:
         return tiktoken.get_encoding("gpt2")
-    except OSError as error:    # all errors of requests are
+    except OSError as error:    # as all errors of requests
         raise SystemExit(f"Cannot load GPT-2's tokenizer: {type(error).__name__}. Offline? Copy "
                          "the folder\nTIKTOKEN_CACHE_DIR from a machine that has it.") from None
 
@@ -327,7 +331,7 @@ def get_tokenizer(name: str) -> tiktoken.Encoding:
 
 @cache
 def read_toml(name):
-    """A file of students/, where all lies that is data and not code. Each explains itself."""
+    """A file of students/, which holds all that is data and not code. Each explains itself."""
     return tomllib.loads((HERE / "students" / name).read_text(encoding="utf-8"))
 
 def sha256_of(path) -> str:
@@ -361,7 +365,7 @@ def download(url: str, path: Path, sha256: str | None = None) -> None:
             if reply.status_code != 416:    # 416: the part was whole already
                 reply.raise_for_status()
                 save_body(reply, part)
-    except OSError as error:    # all errors of requests are
+    except OSError as error:    # as all errors of requests
         raise SystemExit(f"\nCannot download {url}\n  {type(error).__name__}: {error}\n"
                          "  The same command continues where it stopped. Offline? Fetch that\n"
                          f"  address on another machine and put the file at {path}") from None
@@ -411,7 +415,7 @@ def load_split(dataset, split, data_dir, limit) -> list[Problem]:
     """The same for one data set alone."""
     if dataset in ("demo", "world"):
         n = {"train": limit or 20_000, "valid": 500, "test": 1_000, "long": 500}[split]
-        return make_stories(dataset, split, min(n, limit or n))
+        return make_stories(dataset, split, n)[:limit]
     load = {"gsm8k": load_gsm8k, "svamp": load_svamp, "strategyqa": load_strategyqa}.get(dataset)
     problems = load(split, data_dir) if load else load_file(dataset, split)
     return problems[:limit]
@@ -422,6 +426,7 @@ def run_name(dataset: str) -> str:
     for part in dataset.split("+"):
         is_file = part.endswith(".jsonl")
         names.append(Path(part).stem if is_file else part)
+        # A file may not be called like a built-in data set; anything else must be one.
         if is_file == (names[-1] in DATASETS):
             raise SystemExit(
                 f"Unknown data set {part!r}. There are: {', '.join(DATASETS)}, a path that ends in "
@@ -429,7 +434,7 @@ def run_name(dataset: str) -> str:
     return "+".join(names)
 
 def splits_of(dataset) -> tuple:
-    """The splits that a data set has. A mixture is there to be trained on."""
+    """The splits that a data set has. A mixture is only for training."""
     return ("train", "valid") if "+" in dataset else DATASETS.get(dataset, (*USUAL, "all"))
 
 def split_of(text: str) -> str:
@@ -442,7 +447,7 @@ def load_file(path, split) -> list[Problem]:
     problems = read_records(path)
     for name, n in Counter(problem.id for problem in problems).items():
         if n > 1:
-            raise SystemExit(f"{path}: the id {name!r} stands there {n} times")
+            raise SystemExit(f"{path}: the id {name!r} occurs {n} times")
     return [p for p in problems if split in ("all", split_of(p.problem))]
 
 def load_gsm8k(split, data_dir) -> list[Problem]:
@@ -457,7 +462,7 @@ def load_gsm8k(split, data_dir) -> list[Problem]:
     return {"train": problems[:-512], "valid": problems[-512:], "test": problems}[split]
 
 def load_svamp(split, data_dir) -> list[Problem]:
-    """Test: SVAMP's 237 problems with two operators. Training: ASDiv's with two or more."""
+    """Test: SVAMP's 237 problems with two operators. Else ASDiv's: every tenth is for valid."""
     if split in ("train", "valid"):
         asdiv = enumerate(load_asdiv(data_dir))
         return [problem for i, problem in asdiv if (i % 10 == 9) == (split == "valid")]
@@ -474,14 +479,14 @@ def load_asdiv(data_dir) -> list[Problem]:
     for row in ElementTree.parse(find_file("asdiv/ASDiv.xml", data_dir)).iter("Problem"):
         text = join_question(row.findtext("Body"), row.findtext("Question"))
         formula = row.findtext("Formula").strip()
-        answer = re.fullmatch(r"\s*(-?\d+(\.\d+)?)\s*(\([^()]*\))?\s*", row.findtext("Answer"))
-        if len(re.findall(r"[-+*/]", formula)) < 2 or not answer:
+        match = re.fullmatch(r"\s*(-?\d+(\.\d+)?)\s*(\([^()]*\))?\s*", row.findtext("Answer"))
+        if len(re.findall(r"[-+*/]", formula)) < 2 or not match:
             continue
         left, _, right = (side.strip() for side in formula.partition("="))
         value, steps = calculate(left), []
         if value is not None and value == calculate(right):    # not so for "x=3*4; y=x-5"
             steps = [Step("", f"{left} = <<{left}={value}>>{value}")]
-        name, answer = f"svamp-asdiv-{row.get('ID')}", calculate(answer[1])
+        name, answer = f"svamp-asdiv-{row.get('ID')}", calculate(match[1])
         yield Problem(name, text, steps, answer, evidence=[formula])
 
 def join_question(body: str, question: str) -> str:
@@ -522,29 +527,30 @@ def renumber(problem: Problem, rng) -> Problem | None:
     >>> renumber(story, random.Random(1)).steps
     [Step(question='', solution='5-2 = <<5-2=3>>3.')]
     """
+    if problem.id.startswith(("demo-", "world-")):    # other numbers could be those of a test story
+        return None
     told = "\n".join([problem.problem, *(step.question for step in problem.steps)])
     solved = "\n".join(step.solution for step in problem.steps)
     calculations = CALCULATION.findall(solved)
     solved = CALCULATION.sub("~", solved)    # a number after = and without ~ was not computed
-    given, known, constants, used = set(find_values(problem.problem)), set(), set(), set()
+    given, computed, constants, used = set(find_values(problem.problem)), set(), set(), set()
     for expression, result in calculations:
         operands, value = set(find_values(expression)), calculate(result)
         # A value that is both given and computed might stand for either.
-        if given & known & (operands | {value}) or not is_sound(expression, value):
+        if given & computed & (operands | {value}) or not is_sound(expression, value):
             return None
-        constants |= operands - given - known
-        known.add(value)
+        constants |= operands - given - computed
+        computed.add(value)
         used |= operands
-    is_explained = set(find_values(f"{told} {solved}")) <= given | known | constants
-    is_computed = problem.answer in known and not re.search(rf"=\s*\$?(?:{NUMBER})", solved)
-    # The numbers of demo and world decide the split.
-    if problem.id.startswith(("demo-", "world-")) or not is_explained or not is_computed:
+    is_explained = set(find_values(f"{told} {solved}")) <= given | computed | constants
+    is_computed = problem.answer in computed and not re.search(rf"=\s*\$?(?:{NUMBER})", solved)
+    if not is_explained or not is_computed:
         return None
     free = sorted((given & used) - find_fixed(told, solved, used), key=Fraction)
-    fixed = {value: value for value in (given | constants) - set(free)}
+    unchanged = {value: value for value in (given | constants) - set(free)}
     for _ in range(20):
         drawn = [draw_value(value, rng) for value in free]
-        new = recompute(calculations, fixed | dict(zip(free, drawn)))
+        new = recompute(calculations, unchanged | dict(zip(free, drawn)))
         # The smaller of two numbers stays the smaller one.
         if new and drawn != free and drawn == sorted(drawn, key=Fraction):
             steps = [Step(replace_numbers(step.question, new), replace_numbers(step.solution, new))
@@ -563,7 +569,7 @@ def is_sound(expression: str, value: str | None) -> bool:
     return is_exact and 0 < Fraction(value) < 1_000_000
 
 def find_fixed(told: str, solved: str, used: set[str]) -> set[str]:
-    """The values that keep their place: they are more than a number, or stand there as a word."""
+    """The values that must stay: part of a time, a percentage, ..., or said by a word too."""
     marked = re.findall(FIXED, told) + re.findall(rf"(?:{NUMBER})\s?%", solved)
     fixed = {"0", "1", *map(str, range(1900, 2100)), *find_values(" ".join(marked))}
     words = read_toml("numbers.toml")["words"]
@@ -583,7 +589,7 @@ def draw_value(value: str, rng) -> str:
     while old % step:
         step //= 10
     low = max(1 if n_decimals else 2, old // 2)
-    drawn = rng.randint(-(-low // step), max(low, old * 3 // 2) // step) * step
+    drawn = rng.randint(math.ceil(low / step), max(low, old * 3 // 2) // step) * step
     return calculate(f"{drawn}/{10**n_decimals}")
 
 def recompute(calculations, new: dict[str, str]) -> dict[str, str] | None:
@@ -709,6 +715,7 @@ class Story:
             question = self.fill(self.rng.choice(step["ask"]))
             self.steps.append(Step(question, self.fill(step["solve"])))
         self.state = event["after"]
+        # An event without steps only tells its amount, a.
         self.words["x"] = int(self.words["z" if event["step"] else "a"])
         self.words |= {name: self.words[column] for name, column in event["rename"].items()}
         if event["person"] != "A":
@@ -722,7 +729,7 @@ class Story:
         n_steps = len(event["step"])
         return (event["before"] == self.state and event["name"] not in self.numbers
                 and (n_steps == n_left if event["after"] == "end" else n_steps <= n_left)
-                and (event["person"] == "A" or len(self.people) == 8)
+                and (event["person"] == "A" or len(self.people) == 8)    # all of them, so far
                 and not (self.does["present"] and event["tense"] == "past"))
 
     def draw_numbers(self, event) -> bool:
@@ -798,9 +805,10 @@ def make_stories(dataset, split, n, seed=0) -> list[Problem]:
     """
     rng, problems, seen = random.Random(f"{split}-{seed}"), [], set()
     lengths = story_table(dataset)["steps"]["long" if split == "long" else dataset]
+    wanted = "test" if split == "long" else split
     while len(problems) < n:
         problem, key = make_story(rng, dataset, lengths)
-        if split in ("long", split_of(key)) and key not in seen:
+        if split_of(key) == wanted and key not in seen:
             seen.add(key)
             problem.id = f"{dataset}-{split}-{len(problems)}"
             problems.append(problem)
@@ -835,7 +843,7 @@ def main(args):
     for role in [args.role] if args.role else ROLES:
         fits = [problem for problem in splits["train"] if can_learn(problem, role)]
         print(f"\n{role}: {len(fits):,} of {len(splits['train']):,} training problems hold what it "
-              f"learns to write ({'green' if color else 'marked ‹so›'})")
+              f"learns to write ({'green' if color else 'marked ‹like this›'})")
         for problem in fits[:args.limit]:
             ids, targets = encode(segments(problem, role), get_tokenizer("tiny"))
             print(show(segments(problem, role), color))

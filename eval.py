@@ -28,10 +28,9 @@ from pathlib import Path
 
 from data import (DATASET_HELP, HERE, Step, clean, extract_answer, load_problems, positive,
                   read_lines, replace_file, run_name, same_answer, sha256_of)
-from infer import (add_student_flags, find_students, load_students, pick_device, read_config,
-                   solve)
+from infer import (TEMPERATURE, add_student_flags, find_students, load_students, pick_device,
+                   read_config, solve, vote)
 
-SAMPLE_TEMPERATURE = 0.7    # of --samples
 STAGES = {    # where a wrong answer broke (see `stage`)
     "cut off": "cut off before its end",
     "format": "format: right if read leniently",
@@ -39,7 +38,7 @@ STAGES = {    # where a wrong answer broke (see `stage`)
     "decomposer": "decomposer: right with gold subquestions",
     "answer": "answer: wrong even with gold solutions",
     "solver": "solver: wrong with gold subquestions",
-    "unknown": "not told apart",
+    "unknown": "cause unknown",
 }
 
 # ------------------------------------------------------------ predictions: a record a dialogue
@@ -100,7 +99,7 @@ def read_run(path):
             raise ValueError("the first line should hold the settings")
         return header, records, score(records)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise SystemExit(f"{path} holds no whole predictions: {error!r}.\n"
+        raise SystemExit(f"{path} is not a whole file of predictions: {error!r}.\n"
                          "They are made with: python eval.py") from None
 
 def solve_batch(args, problems, students):
@@ -110,12 +109,11 @@ def solve_batch(args, problems, students):
         dialogues = solve(problems, students, args.method, args.batch_size, **options)
         return [dialogue.to_json() | {"gold": dialogue.problem.answer} for dialogue in dialogues]
 
-    if args.samples == 1:
-        records = run(problems)
-    else:
-        draws = [run(problems, seed=seed, temperature=SAMPLE_TEMPERATURE)
-                 for seed in range(args.samples)]
-        records = [elect(samples) for samples in zip(*draws)]
+    records = run(problems, n_samples=args.samples,
+                  temperature=TEMPERATURE if args.samples > 1 else 0.0)
+    if args.samples > 1:
+        records = [elect(records[at:at + args.samples])
+                   for at in range(0, len(records), args.samples)]
     for record, problem in zip(records, problems):
         questions = [clean(step.question) for step in problem.steps]
         # SVAMP has no steps, but a formula: every operator is a step.
@@ -131,19 +129,8 @@ def solve_batch(args, problems, students):
 
 def elect(samples):
     """The first of several dialogues that has the elected answer, with all of them beside it."""
-    answer = vote([sample["answer"] for sample in samples])
-    chosen = next(sample for sample in samples if sample["answer"] == answer)
-    return chosen | {"samples": list(samples)}
-
-def vote(answers):
-    """
-    The most frequent answer. None has no vote; of several with as many, the first drawn wins.
-
-    >>> vote(["7", None, "8", "8"]), vote(["8", "7"]), vote([None])
-    ('8', '8', None)
-    """
-    votes = Counter(answer for answer in answers if answer is not None)
-    return max(votes, key=votes.get, default=None)
+    answers = [sample["answer"] for sample in samples]
+    return samples[answers.index(vote(answers))] | {"samples": samples}
 
 # ------------------------------------------------------------ where did it break?
 
@@ -153,8 +140,8 @@ def diagnose(args, records, problems, run):
     one. What the students then get right tells which part was to blame. Adds to each record its
     `oracles` {name: dialogue}:
 
-    calculator on / off   off for a right answer with it, on for a wrong one without it; elsewhere
-                          the answer stays
+    calculator on / off   off for a right answer with it, on for a wrong one without it; other
+                          answers are taken as they are
     gold subquestions     the solver writes the rest
     gold solutions        to the decomposer's subquestions, if they are as many as gold's; the
                           solver writes the answer alone
@@ -163,7 +150,7 @@ def diagnose(args, records, problems, run):
     chosen = {switched: [], "gold subquestions": [], "gold solutions": []}
     for record, problem in zip(records, problems):
         record["oracles"] = {switched: {"answer": record["answer"], "gold": record["gold"]}}
-        if is_right(record) == args.calculator:
+        if is_right(record) == args.calculator:    # the switch can turn only these
             chosen[switched].append((record, problem, None))
         ours, gold = record["subquestions"], record["gold_subquestions"]
         if args.method == "socratic" and gold:
@@ -218,7 +205,7 @@ def score(records):
     common = vote([record["gold"] for record in records])
     scores, pairs = {}, []    # scores hold at first [whether it is a hit, ...] for each row
     for record in sorted(records, key=lambda record: record["n_steps"]):
-        for section, row, hit in judge(record, common):
+        for section, row, hit in find_hits(record, common):
             scores.setdefault(section, {}).setdefault(row, []).append(hit)
         if record["subquestions"] and record["gold_subquestions"]:
             pairs.append((" ".join(record["subquestions"]), " ".join(record["gold_subquestions"])))
@@ -235,7 +222,7 @@ def score(records):
         scores["subquestions against gold"]["BLEU-4"] = f"{bleu(pairs):.1f}"
     return scores
 
-def judge(record, common):
+def find_hits(record, common):
     """What a dialogue adds to the scores: (section, row, whether it is a hit) for each row."""
     yield "accuracy", "right (strict)", is_right(record)
     yield "accuracy", "right (lenient)", is_right_leniently(record)
@@ -259,8 +246,7 @@ def in_words(figure):
     number = f"{n_right:,} of {n:,} = {n_right / n:6.1%}"
     return f"{number:>22s}    {figure['low']:6.1%} to {figure['high']:6.1%}"
 
-def show(settings, records, scores):
-    """A run's scores on the screen."""
+def print_scores(settings, records, scores):
     print(f"\n{settings['method']} on {settings['dataset']}/{settings['split']}: {len(records)} of "
           f"{settings['n']} problems, sha256 {settings['problems_sha256'][:12]}")
     for section, rows in scores.items():
@@ -292,8 +278,8 @@ def mcnemar(wins, losses):
     (0.0625, 1.0)
     """
     n = wins + losses
-    as_uneven = sum(math.comb(n, k) for k in range(min(wins, losses) + 1))
-    return min(1.0, 2 * as_uneven / 2**n)
+    n_as_uneven = sum(math.comb(n, k) for k in range(min(wins, losses) + 1))
+    return min(1.0, 2 * n_as_uneven / 2**n)
 
 def bleu(pairs):
     """
@@ -331,7 +317,7 @@ def compare(path_a, path_b):
     pairs = Counter((is_right(one), is_right(other)) for one, other in zip(records_a, records_b))
     both, wins_a, wins_b = pairs[True, True], pairs[True, False], pairs[False, True]
     p = mcnemar(wins_a, wins_b)
-    verdict = "luck alone hardly does this" if p < 0.05 else "no difference shown"
+    verdict = "unlikely to be luck" if p < 0.05 else "no difference shown"
     print(f"A: {path_a}\nB: {path_b}\n"
           f"{len(records_a)} problems: A has {both + wins_a} right, B {both + wins_b}\n"
           f"wins of A {wins_a}, wins of B {wins_b}, both right {both}\n"
@@ -425,7 +411,7 @@ def parse_args(argv=None):
     add("--diagnose", action=argparse.BooleanOptionalAction, default=True,
         help="solve again with one thing changed, to see where it broke: over twice the work")
     add("--samples", type=positive, default=1,
-        help=f"dialogues a problem, at temperature {SAMPLE_TEMPERATURE}; their majority answers")
+        help=f"dialogues a problem, at temperature {TEMPERATURE}; their majority answers")
     add("--rescore", nargs="+", type=Path, metavar="FILE",
         help="solve nothing; score these runs again")
     add("--compare", nargs=2, type=Path, metavar="FILE", help="solve nothing; compare two runs")
@@ -440,7 +426,7 @@ def main(args):
         header, records, scores = read_run(path)
         if not records:
             raise SystemExit(f"{path} holds no dialogue yet. Go on with:\n  {header['command']}")
-        show(header["settings"], records, scores)
+        print_scores(header["settings"], records, scores)
         text = json.dumps(header | {"scores": scores}, indent=1)
         replace_file(path.with_suffix(".json"), text.encode())
         print(f"\npredictions  {path}\nscores       {path.with_suffix('.json')}")

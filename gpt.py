@@ -32,8 +32,8 @@ class GPTConfig:    # the names are those of Hugging Face's config.json
     n_head: int = 12
     layer_norm_epsilon: float = 1e-5
 
-# Radford et al. (2019), table 2; ours are `tiny`, which learns most in minutes, `nano` with half as
-# many parameters, and `mini` with twice as many.
+# Radford et al. (2019), table 2. Ours: tiny, which learns most in minutes; nano is half of it, mini
+# twice. They are trained from scratch.
 SIZES = {
     "nano": GPTConfig(vocab_size=2048, n_embd=96, n_layer=3, n_head=6),
     "tiny": GPTConfig(vocab_size=2048, n_embd=128, n_layer=4, n_head=8),
@@ -43,7 +43,7 @@ SIZES = {
     "gpt2-large": GPTConfig(n_embd=1280, n_layer=36, n_head=20),
     "gpt2-xl": GPTConfig(n_embd=1600, n_layer=48, n_head=25),
 }
-FROM_SCRATCH = ("nano", "tiny", "mini")    # nobody has released their weights
+FROM_SCRATCH = ("nano", "tiny", "mini")
 
 # ------------------------------------------------------------ the model
 
@@ -123,9 +123,9 @@ class GPT(nn.Module):
         nn.init.normal_(self.wte.weight, std=config.n_embd**-0.5)
         self.wpe.weight.data = waves(config.n_positions, config.n_embd) * config.n_embd**-0.5
 
-    def forward(self, ids, where=None):
+    def forward(self, ids, wanted=None):
         """
-        Logits (B, T, V) of ids (B, T); with a mask `where` (B, T) only those of its N true
+        Logits (B, T, V) of ids (B, T); with a mask `wanted` (B, T) only those of its N true
         positions (N, V). The vocabulary product is a third of GPT-2's work, and in training most
         positions are context whose logits nobody reads.
         """
@@ -133,7 +133,7 @@ class GPT(nn.Module):
         x = self.wte(ids) + self.wpe(position)                          # (B, T, C)
         for block in self.h:
             x = block(x)
-        return self.head(x if where is None else x[where])
+        return self.head(x if wanted is None else x[wanted])
 
     def append(self, ids, cache, rows, counts):
         """
@@ -143,7 +143,7 @@ class GPT(nn.Module):
         Two uses: some rows read a cue each, padded on the right, or all rows write one token each.
         The padding lies beyond the end of its row, where no query looks before tokens replace it.
         """
-        position, _ = cache.extend(rows, counts, ids.shape[1])          # (R, T)
+        position = cache.extend(rows, counts, ids.shape[1])             # (R, T)
         position = position.clamp(max=self.config.n_positions - 1)      # only padding lies beyond
         x = self.wte(ids) + self.wpe(position)                          # (R, T, C)
         for layer, block in enumerate(self.h):
@@ -183,14 +183,14 @@ class GPT(nn.Module):
         masks = (".attn.bias", ".attn.masked_bias")                     # buffers, not weights
         tensors = {name.removeprefix("transformer."): t
                    for name, t in read_safetensors(path).items() if not name.endswith(masks)}
-        head = tensors.pop("lm_head.weight", tensors.get("wte.weight"))
-        if head is not None:
-            tensors.setdefault("wte.weight", head)                      # one of the two is enough
+        lm_head = tensors.pop("lm_head.weight", tensors.get("wte.weight"))
+        if lm_head is not None:
+            tensors.setdefault("wte.weight", lm_head)                   # one of the two is enough
         try:
             model.load_state_dict(tensors, assign=True)
         except RuntimeError as error:                                   # missing, extra, misshapen
             raise SystemExit(f"{path} and config.json: {shorten(str(error), 300)}") from None
-        if not torch.equal(head, model.wte.weight):
+        if not torch.equal(lm_head, model.wte.weight):
             raise SystemExit(f"{path}: lm_head.weight is not tied to wte.weight, as GPT-2's is")
         return model
 
@@ -216,21 +216,22 @@ class KVCache:
     keys, values  (layer, row, H, S, D), zeros at first: a NaN would get through any mask
     lengths       (row,) on the CPU: how many tokens each row holds
 
-    Each row grows at its own pace. Nothing is padded on the left and nothing is read twice.
+    Each row grows at its own pace. Nothing is padded on the left and nothing is read twice. For
+    new tokens `extend` is called once, then `store` once in every layer.
     """
 
     def __init__(self, config, n_rows, capacity=64, device=None, dtype=None):
         self.n_positions = config.n_positions
         D = config.n_embd // config.n_head
         shape = (2, config.n_layer, n_rows, config.n_head, capacity, D)
-        self.keys, self.values = torch.zeros(shape, device=device, dtype=dtype)
+        self.keys, self.values = torch.zeros(shape, device=device, dtype=dtype)    # one each
         self.lengths = torch.zeros(n_rows, dtype=torch.long)
 
     def extend(self, rows, counts, n_columns):
         """
-        First, once a call: make room for counts[i] more tokens in each of these rows, and fix
-        which positions (R, T) they take and what they may see (R, 1, T, S), up to the longest row:
-        key position <= query position. Returns both.
+        Make room for counts[i] more tokens in each of these rows. Fixes, and returns, which
+        positions (R, T) they take, and fixes what they may see (R, 1, T, S), up to the longest row:
+        key position <= query position.
         """
         lengths, counts, capacity = self.lengths[rows], torch.as_tensor(counts), self.keys.shape[3]
         needed, longest = int((lengths + counts).max()), int(lengths.max()) + n_columns
@@ -243,18 +244,18 @@ class KVCache:
         visible = torch.arange(longest, device=position.device) <= position[:, None, :, None]
         self.rows, self.position, self.visible = rows, position, visible
         self.lengths[rows] += counts
-        return position, visible
+        return position
 
     def store(self, layer, k, v):
-        """Then, once a layer: add k, v (R, H, T, D). Returns all k, v (R, H, S, D) and visible."""
+        """Add k, v (R, H, T, D) of a layer. Returns all k, v (R, H, S, D) and what is visible."""
         keys, values, S = self.keys[layer], self.values[layer], self.visible.shape[-1]
         row = torch.arange(len(keys), device=k.device)[self.rows, None]             # (R, 1)
-        keys[row, :, self.position] = k.transpose(1, 2)
+        keys[row, :, self.position] = k.transpose(1, 2)                             # (R, T, H, D)
         values[row, :, self.position] = v.transpose(1, 2)
         return keys[self.rows, :, :S], values[self.rows, :, :S], self.visible
 
     def drop(self, row):
-        """A row that is done leaves. The last row moves into its place; no other is copied."""
+        """Remove a row that is done. The last row moves into its place; no other is copied."""
         self.keys[:, row], self.values[:, row] = self.keys[:, -1], self.values[:, -1]
         self.keys, self.values = self.keys[:, :-1], self.values[:, :-1]
         self.lengths[row] = self.lengths[-1]
@@ -297,7 +298,7 @@ def read_safetensors(path):
 
 def read_tensor(raw, shape, dtype):
     if not all(type(side) is int and side >= 0 for side in shape):    # reshape would take -1
-        raise ValueError(f"{shape} is no shape")
+        raise ValueError(f"{shape} is not a shape")
     t = torch.frombuffer(raw, dtype=dtype) if len(raw) else torch.empty(0)
     return t.reshape(shape).float()
 
@@ -313,7 +314,7 @@ def write_safetensors(path, tensors):
     head += b" " * (-len(head) % 8)                                     # the numbers start aligned
     replace_file(path, struct.pack("<Q", len(head)), head, *chunks)
 
-# What config.json says besides the shape. Another value would compute something else.
+# What config.json says besides the shape. With other values it would be another function.
 GPT2 = {"model_type": "gpt2", "activation_function": "gelu_new", "scale_attn_weights": True,
         "scale_attn_by_inverse_layer_idx": False}
 
@@ -329,7 +330,7 @@ def read_config(path):
         if info.get(key, value) != value:
             raise SystemExit(f"{path} is not GPT-2's: {key} is {info[key]!r}, not {value!r}")
     if min(asdict(config).values()) <= 0 or config.n_embd % config.n_head:
-        raise SystemExit(f"{path} describes no GPT-2: {config}")
+        raise SystemExit(f"{path} does not describe a GPT-2: {config}")
     return config, info
 
 def write_config(path, config, info):

@@ -3,6 +3,7 @@ Does it think? Trained students solve problems: the decomposer asks, the solver 
 
     python infer.py 'Ava has 3 boxes with 4 pens each. She gives away 5. How many are left?'
     python infer.py                                  type problems at a prompt
+    python infer.py --samples 1                      one dialogue a problem, as it is written
     python infer.py --file problems.txt --json       one problem per line (text, or a record)
 
 Reads   the students of --students, else yours in runs/, else the embedded ones in students/
@@ -11,6 +12,9 @@ Writes  the dialogue, on the screen
 A job is one student's part of a dialogue. It is a list of cues, texts that the student reads;
 after each cue it writes a turn. The decomposer reads only the problem and writes all subquestions,
 so everything that the solver will be given is known before the solver begins.
+
+Small students are often wrong, but each time in another way. So several dialogues are drawn, and
+the most frequent answer counts: self-consistency (Wang et al., 2023, arXiv 2203.11171).
 """
 
 import argparse
@@ -19,19 +23,22 @@ import json
 import random
 import re
 import sys
+from collections import Counter
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import torch
 
-from data import (HERE, Problem, Step, calculate, clean, extract_answer, read_lines, run_name,
-                  segments, tokenize)
+from data import (HERE, Problem, Step, calculate, clean, extract_answer, positive, read_lines,
+                  run_name, segments, tokenize)
 from gpt import GPT, KVCache, pick_device, read_config
 
 METHODS = {"socratic": ("decomposer", "solver"), "unified": ("unified",), "cot": ("cot",),
            "answer": ("answer",)}
 MAX_QUESTIONS = 16    # a decomposer that never stops is stopped
 MAX_TURN = 256        # tokens; a turn that never ends is stopped too
+TEMPERATURE = 0.7     # at which several dialogues are drawn
 
 @dataclass
 class Student:
@@ -49,6 +56,7 @@ class Turn:
 class Dialogue:
     problem: Problem
     method: str
+    seed: int = 0    # of its draws
     turns: list[Turn] = field(default_factory=list)
     answer: str | None = None
     ended: str = "finished"    # or the reason why it was stopped
@@ -82,7 +90,7 @@ def make_cues(problem, role, steps=()):
             cues.append([])
         else:
             cues[-1].append(part.text)
-    return cues[:-1]
+    return cues[:-1]    # after the last place there is nothing to read
 
 class Job:
     """
@@ -90,14 +98,15 @@ class Job:
 
     ids     the tokens that it reads next: a cue, or the token it wrote last; [] when it is done
     text    the turn so far, in bytes, because a token may end in the middle of a letter
-    forced  the tokens that the calculator has still to write
+    forced  the tokens that the calculator still has to write
     """
 
-    def __init__(self, dialogue, student, cues, seed, calculator, on_text):
+    def __init__(self, dialogue, student, cues, calculator, on_text):
         self.dialogue, self.cues, self.calculator = dialogue, cues, calculator
-        self.role, self.tokenizer, self.on_text = student.role, student.tokenizer, on_text
+        self.role, self.tokenizer = student.role, student.tokenizer
+        self.on_text = partial(on_text, dialogue)
         problem = dialogue.problem
-        self.rng = random.Random(f"{seed} {self.role} {problem.id} {problem.problem}")
+        self.rng = random.Random(f"{dialogue.seed} {self.role} {problem.id} {problem.problem}")
         self.n_tokens, self.n_positions = 0, student.model.config.n_positions
         self.forced = []
         self.begin_turn(self.cues.pop(0))
@@ -114,10 +123,12 @@ class Job:
     def read(self, ids):
         self.ids, self.n_tokens = ids, self.n_tokens + len(ids)
         if self.n_tokens > self.n_positions:
+            if self.n_written:
+                self.file_turn()
             self.stop(f"the dialogue outgrew the {self.role}: over {self.n_positions:,} tokens")
 
     def take(self, token):
-        """The student has chosen a token. While the calculator writes, it is thrown away."""
+        """The student has chosen a token. While the calculator writes, the student only reads."""
         speaker = "calculator" if self.forced else self.role
         token = self.forced.pop(0) if self.forced else token
         is_end = token == self.tokenizer.eot_token
@@ -142,7 +153,7 @@ class Job:
                 self.on_text("note", f"= the calculator: {result}>>".encode())
 
     def explain(self, logits):
-        """Note the three likeliest next tokens (logits: (V,)), if the student is in two minds."""
+        """Note the three likeliest next tokens (logits: (V,)), if the student is unsure."""
         shares, tokens = logits.float().softmax(-1).topk(3)
         if shares[0] < 0.9 and not self.forced:
             pairs = zip(self.tokenizer.decode_batch(tokens[:, None].tolist()), shares.tolist())
@@ -151,7 +162,7 @@ class Job:
             self.on_text("note", f"? after {last!r}: {likeliest}".encode())
 
     def file_turn(self):
-        """Add the turn to the dialogue. One without a label is what the role usually writes."""
+        """Add the turn to the dialogue. Without a label it gets the kind that the role writes."""
         text = self.text.decode(errors="replace")
         kind, colon, rest = text.partition(":")
         if not colon or kind not in ("Subquestion", "Solution", "Answer"):
@@ -191,76 +202,92 @@ def choose(logits, jobs, temperature):
 def write(student, jobs, temperature=0.0, explain=False):
     """Let a student do its jobs side by side, each in a row of the cache."""
     model, device = student.model, student.model.wte.weight.device
-    rows = [job for job in jobs if job.ids]
-    cache = KVCache(model.config, len(rows), device=device, dtype=model.wte.weight.dtype)
-    while rows:
+    active = [job for job in jobs if job.ids]    # the job of each row
+    cache = KVCache(model.config, len(active), device=device, dtype=model.wte.weight.dtype)
+    while active:
         # Rows with a cue before them read it, each in one go. Else all rows write a token each.
-        reading = [row for row, job in enumerate(rows) if len(job.ids) > 1]
-        chosen = [rows[row] for row in reading] or rows
+        reading = [row for row, job in enumerate(active) if len(job.ids) > 1]
+        chosen = [active[row] for row in reading] or active
         counts = [len(job.ids) for job in chosen]
         ids = [job.ids + [0] * (max(counts) - len(job.ids)) for job in chosen]  # (R, T)
         ids = torch.tensor(ids, device=device)
         logits = model.append(ids, cache, reading or slice(None), counts)       # (R, V)
         logits = logits[:, :student.tokenizer.n_vocab]    # some models have more, as padding
-        for job, token, row in zip(chosen, choose(logits, chosen, temperature), logits):
+        for job, token, its_logits in zip(chosen, choose(logits, chosen, temperature), logits):
             if explain:
-                job.explain(row)
+                job.explain(its_logits)
             job.take(token)
-        for row in reversed(range(len(rows))):
-            if not rows[row].ids:    # done: the last row moves into the gap
+        for row in reversed(range(len(active))):
+            if not active[row].ids:    # done: the last row moves into the gap
                 cache.drop(row)
-                rows[row] = rows[-1]
-                rows.pop()
+                active[row] = active[-1]
+                active.pop()
 
 def solve(problems, students, method="socratic", batch_size=64, temperature=0.0, seed=0,
-          calculator=True, explain=False, on_text=lambda speaker, piece: None, given=None):
+          n_samples=1, calculator=True, explain=False, on_text=lambda *piece: None, given=None):
     """
-    Solve problems [Problem] with students {role: Student}. Returns [Dialogue], in the same order.
+    Solve problems [Problem] with students {role: Student}. Returns [Dialogue], in the same order,
+    n_samples of each problem, the first one drawn with this seed, the next one with the next seed.
 
-    on_text(speaker, bytes)  is called for every piece as it is written. The speaker is a role, the
-                             calculator, "context" (what a student is given), or "note" (explain:
-                             which tokens it hesitated between)
-    given                    [[Step, ...], ...], a list for each problem: the solver gets these
-                             steps and fills the solutions that are empty; nobody is asked
+    on_text(dialogue, speaker, bytes)  is called for every piece as it is written. The speaker is a
+                role, the calculator, "context" (what a student is given), or "note" (explain:
+                which tokens it hesitated between)
+    given       [[Step, ...], ...], a list for each dialogue: the solver gets these steps and fills
+                the solutions that are empty; nobody is asked
     """
-    dialogues = [Dialogue(problem, method) for problem in problems]
+    dialogues = [Dialogue(problem, method, seed + n)
+                 for problem in problems for n in range(n_samples)]
 
-    def run(role, steps):
+    def ask(role, steps):
         jobs = []
         for dialogue, own_steps in zip(dialogues, steps):
             if dialogue.ended == "finished":
                 cues = make_cues(dialogue.problem, role, own_steps)
-                jobs.append(Job(dialogue, students[role], cues, seed, calculator, on_text))
+                jobs.append(Job(dialogue, students[role], cues, calculator, on_text))
         for at in range(0, len(jobs), batch_size):
             write(students[role], jobs[at:at + batch_size], temperature, explain)
 
     if given is None:
-        run(METHODS[method][0], [()] * len(problems))
+        ask(METHODS[method][0], [()] * len(dialogues))
         given = []
         for dialogue in dialogues:
             given.append([Step(question) for question in dialogue.texts("Subquestion")])
     if method == "socratic":
-        run("solver", given)
+        ask("solver", given)
     return dialogues
+
+def vote(answers):
+    """
+    The most frequent answer. None has no vote; of several with as many, the first drawn wins.
+
+    >>> vote(["7", None, "8", "8"]), vote(["8", "7"]), vote([None])
+    ('8', '8', None)
+    """
+    votes = Counter(answer for answer in answers if answer is not None)
+    return max(votes, key=votes.get, default=None)
 
 # ------------------------------------------------------------ which students
 
 def find_students(method, folders=None, dataset="demo", model="tiny"):
-    """{role: folder} of a method: those named, else your trained ones, else the embedded ones."""
-    roles, found = METHODS[method], {}
-    for folder in map(Path, folders or []):
-        found[read_config(folder / "config.json")[1].get("role")] = folder
+    """
+    {role: folder} of a method: those named, else those that you trained on this data set, else, for
+    any data set, the embedded ones.
+    """
+    roles, folders = METHODS[method], list(map(Path, folders or []))
+    named = [str(read_config(folder / "config.json")[1].get("role")) for folder in folders]
+    found = dict(zip(named, folders))
     if not folders:
         name = f"{run_name(dataset)}-{Path(model).name}"
         found = {role: Path(f"runs/{name}-{role}") for role in roles}
         if model == "tiny" and not all(is_student(folder) for folder in found.values()):
             found = {role: HERE / "students" / role for role in roles}
     missing = [role for role in roles if role not in found or not is_student(found[role])]
-    if missing:
+    if missing or len(found) < len(folders):    # or two folders of one role
         flags = f" --dataset {dataset} --model {model}"
         commands = [f"\n  python train.py --role {role}{flags}" for role in missing]
-        raise SystemExit(f"--method {method} needs {' and '.join(roles)}. Lacking: "
-                         f"{', '.join(missing)}. Train with:{''.join(commands)}")
+        raise SystemExit(f"--method {method} needs {' and '.join(roles)}. Named: "
+                         f"{', '.join(named) or 'none'}. Missing: {', '.join(missing) or 'none'}"
+                         f"{''.join(commands)}")
     return {role: found[role] for role in roles}
 
 def is_student(folder):
@@ -311,12 +338,32 @@ class Screen:
         for line in lines if self.explain else ():
             print(f"{'':10s} {line}")
 
-def solve_aloud(problem, students, options):
-    screen = Screen(options["explain"])
-    (dialogue,) = solve([problem], students, **options, on_text=screen.show)
-    if dialogue.ended != "finished":
-        print(f"[{dialogue.ended}]")
-    print(f"= {dialogue.answer or 'none found'}")
+def solve_aloud(problem, students, explain, options):
+    """Print one dialogue as it is written; of several, the first one with the elected answer."""
+    print(f"\nProblem: {problem.problem}")
+    screen, pieces = Screen(explain), []
+
+    def on_text(dialogue, *piece):
+        if options["n_samples"] == 1:
+            screen.show(*piece)
+        else:
+            pieces.append((dialogue, *piece))
+
+    dialogues = solve([problem], students, explain=explain, on_text=on_text, **options)
+    elected, n_votes = elect(dialogues)
+    for dialogue, *piece in pieces:
+        if dialogue is elected:
+            screen.show(*piece)
+    if elected.ended != "finished":
+        print(f"[{elected.ended}]")
+    agreed = f"   ({n_votes} of {len(dialogues)} dialogues)" if pieces else ""
+    print(f"= {elected.answer or 'none found'}{agreed}")
+
+def elect(dialogues):
+    """(the first dialogue that has the most frequent answer, how many have it)."""
+    answers = [dialogue.answer for dialogue in dialogues]
+    answer = vote(answers)
+    return dialogues[answers.index(answer)], answers.count(answer)
 
 def read_problem(line):
     """A line is a record of data.py, or the text of a problem."""
@@ -339,16 +386,21 @@ def parse_args(argv=None):
     parser = argparse.ArgumentParser(
         description="Solve word problems with trained students.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    one_of = parser.add_mutually_exclusive_group().add_argument
+    one_of("problem", nargs="?", help="the problem (None: standard input; at a terminal, a prompt)")
+    one_of("--file", help="a problem a line: text, or records of data.py (- is standard input)")
     add = parser.add_argument
-    add("problem", nargs="?", help="the problem (None: standard input; on a terminal, a prompt)")
-    add("--file", help="a problem a line: plain text, or records of data.py (- is standard input)")
     add("--json", action="store_true", help="print a JSON object a problem")
     add("--explain", action="store_true",
         help="print what each student is given (<) and where it hesitates, below 90 %% (?)")
     add("--dataset", default="demo", help="use students of this data set")
     add_student_flags(add)
-    add("--temperature", type=float, default=0.0,
-        help="0: always the likeliest token; 1: draw as the student believes")
+    add("--samples", type=positive,
+        help="dialogues with a problem, whose majority answers (None: 16 for students from "
+        "scratch, else 1)")
+    add("--temperature", type=float,
+        help="0: always the likeliest token; 1: draw by the student's probabilities (None: 0 for "
+        f"one sample, {TEMPERATURE} for several)")
     add("--seed", type=int, default=0, help="of the draws, together with the problem")
     return parser.parse_args(argv)
 
@@ -365,21 +417,27 @@ def main(args):
         problem.id = problem.id or f"problem-{n}"
     folders = find_students(args.method, args.students, args.dataset, args.model)
     students = load_students(folders, args.device, args.dtype)
-    options = {"method": args.method, "temperature": args.temperature, "seed": args.seed,
-               "calculator": args.calculator, "explain": args.explain and not args.json}
+    is_small = all(student.tokenizer.name == "tiny" for student in students.values())
+    n_samples = args.samples or (16 if is_small else 1)
+    temperature = args.temperature
+    if temperature is None:
+        temperature = TEMPERATURE if n_samples > 1 else 0.0
+    options = {"method": args.method, "temperature": temperature, "seed": args.seed,
+               "n_samples": n_samples, "calculator": args.calculator}
     if typing:
         print("Type a problem, then Enter. An empty line ends.", file=sys.stderr)
         while text := input("\nProblem: ").strip():
-            solve_aloud(Problem("problem-1", clean(text)), students, options)
+            solve_aloud(Problem("problem-1", clean(text)), students, args.explain, options)
     elif args.json:
         for at in range(0, len(problems), 64):
-            for dialogue in solve(problems[at:at + 64], students, **options):
-                print(json.dumps(dialogue.to_json(), ensure_ascii=False))
+            dialogues = solve(problems[at:at + 64], students, **options)
+            while dialogues:
+                elected, n_votes = elect(dialogues[:n_samples])
+                print(json.dumps(elected.to_json() | {"votes": n_votes}, ensure_ascii=False))
+                del dialogues[:n_samples]
     else:
         for problem in problems:
-            if len(problems) > 1:
-                print(f"\nProblem: {problem.problem}")
-            solve_aloud(problem, students, options)
+            solve_aloud(problem, students, args.explain, options)
 
 if __name__ == "__main__":
     try:

@@ -63,7 +63,7 @@ def make_examples(problems, role, model, learn_all=False):
     return [example for example in examples if length(example) <= model.config.n_positions]
 
 def with_other_numbers(problems, seed, epoch):
-    """The problems as one epoch tells them: renumbered where that is safe."""
+    """The problems as one epoch shows them: renumbered where that is safe."""
     rngs = [random.Random(f"{seed}-{epoch}-{problem.id}") for problem in problems]
     return [renumber(problem, rng) or problem for problem, rng in zip(problems, rngs)]
 
@@ -91,7 +91,10 @@ def batches(examples, n_tokens, rng):
     return lists
 
 def all_steps(problems, examples, model, args):
-    """Yield the batches of one optimizer step after another, endlessly, and always the same."""
+    """
+    Yield the batches of one optimizer step after another, endlessly. Every call yields the same
+    ones, so that --resume can skip those that are done.
+    """
     n_batches = args.accumulate * WORLD
     for epoch in itertools.count():
         if args.renumber:
@@ -101,8 +104,8 @@ def all_steps(problems, examples, model, args):
         if args.model in FROM_SCRATCH and epoch == 0:
             # The shortest sixth of the dialogues comes first: heads that copy form sooner where
             # there is less to look through.
-            limit = sorted(map(length, examples))[len(examples) // 6]
-            order.sort(key=lambda batch: length(batch[0]) > limit)
+            short = sorted(map(length, examples))[len(examples) // 6]
+            order.sort(key=lambda batch: length(batch[0]) > short)
         for at in range(0, len(order), n_batches):
             yield order[at:at + n_batches]
 
@@ -130,7 +133,7 @@ def backward(model, micro_batches, n_learned, autocast, scaler):
     mean for each micro-batch would let a token of a short answer outweigh one of a long solution.
     """
     step_loss = torch.zeros((), device=model.wte.weight.device)
-    for p in model.parameters():
+    for p in model.parameters():    # a process without a micro-batch has gradients, too
         p.grad = torch.zeros_like(p)
     for ids, targets in micro_batches:
         with autocast:
@@ -145,9 +148,9 @@ def backward(model, micro_batches, n_learned, autocast, scaler):
 class Trainer:
     """A model with all that an optimizer step needs."""
 
-    def __init__(self, model, from_scratch, device, dtype):
+    def __init__(self, model, device, dtype):
         self.model, self.device = model.to(device), device
-        self.optimizers = make_optimizers(model, from_scratch)
+        self.optimizers = make_optimizers(model)
         self.autocast = torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
         # Small gradients vanish in float16. The scaler multiplies the loss to prevent that.
         self.scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
@@ -157,7 +160,7 @@ class Trainer:
         """
         One optimizer step on a list of batches. Returns its loss and gradient norm. Where they
         are not finite, a FloatingPointError is raised and the weights stay as they are; only an
-        overflow in float16 is no error, that step is left out.
+        overflow in float16 is not an error: that step is skipped.
         """
         n_learned = sum(map(count_learned, step_batches))
         micro_batches = [collate(batch, self.device) for batch in step_batches[RANK::WORLD]]
@@ -224,16 +227,20 @@ class Muon(torch.optim.Optimizer):
             p.mul_(1 - group["lr"] * WEIGHT_DECAY)
             p.add_(x.T if is_tall else x, alpha=-group["lr"] * 0.2 * max(p.shape)**0.5)
 
-def make_optimizers(model, from_scratch):
-    """AdamW; from scratch Muon for the blocks' matrices. Biases and gains do not decay."""
+def make_optimizers(model):
+    """AdamW; in models of ours Muon for the blocks' matrices. Biases and gains do not decay."""
     embeddings = [model.wte.weight, model.wpe.weight]
     matrices = [p for p in model.h.parameters() if p.dim() > 1]
     vectors = [p for p in model.parameters() if p.dim() == 1]
-    decaying = embeddings if from_scratch else embeddings + matrices
+    decaying = embeddings if is_ours(model) else embeddings + matrices
     adamw = torch.optim.AdamW([{"params": decaying, "weight_decay": WEIGHT_DECAY},
                                {"params": vectors, "weight_decay": 0.0}],
                               betas=(0.9, 0.95), fused=True)
-    return [Muon(matrices), adamw] if from_scratch else [adamw]
+    return [Muon(matrices), adamw] if is_ours(model) else [adamw]
+
+def is_ours(model):
+    """Whether it began from scratch here. Released weights are trained more gently."""
+    return model.info.get("tokenizer") == "tiny"
 
 # ------------------------------------------------------------ preparation
 
@@ -259,13 +266,13 @@ def prepare(args):
     n_tokens = sum(map(length, examples))
     n_step_tokens = args.batch_tokens * args.accumulate * WORLD
     args.steps = args.steps or N_EPOCHS * math.ceil(n_tokens / n_step_tokens)
-    # No flags of the user's, but a training must go on with the same.
+    # These are saved with the flags, so that --resume can check that they are the same.
     args.dtype = str(dtype).removeprefix("torch.")
     args.examples_sha256 = hashlib.sha256(repr(examples).encode()).hexdigest()[:16]
     say(f"{args.role} on {args.dataset}: {model.n_params():,} parameters, {device}, {args.dtype}, "
         f"processes: {WORLD}\n{len(examples):,} dialogues, {n_tokens:,} tokens "
         f"({count_learned(examples) / n_tokens:.0%} learned), {args.steps:,} steps")
-    trainer = Trainer(model, is_ours(model), device, dtype)
+    trainer = Trainer(model, device, dtype)
     return trainer, problems, examples, batches(valid, args.batch_tokens, random.Random(0))
 
 def load(args):
@@ -277,10 +284,11 @@ def load(args):
         model = GPT.from_pretrained(args.model)
     set_defaults(args, is_ours(model))
     problems = load_problems(args.dataset, "train", None, args.limit, args.annotations)
-    valid = []    # a teacher's annotations may cover the training split alone
+    valid = []
     for annotations in (args.annotations, None):
-        held_out = load_problems(args.dataset, "valid", None, 512, annotations)
-        valid = valid or make_examples(held_out, args.role, model)
+        if not valid:    # a teacher's annotations may cover the training split alone
+            held_out = load_problems(args.dataset, "valid", None, 512, annotations)
+            valid = make_examples(held_out, args.role, model)
     if not valid:
         say("No valid problem teaches this role: every 20th training problem is held out instead.")
         valid = make_examples(problems[::20], args.role, model)
@@ -298,15 +306,12 @@ def load(args):
     say(f"The first dialogue; what the {args.role} learns to write is marked:\n\n{text}\n")
     return model, problems, examples, valid
 
-def is_ours(model):
-    """Whether it began from scratch here. Released weights are trained more gently."""
-    return model.info.get("tokenizer") == "tiny"
-
-def set_defaults(args, from_scratch):
+def set_defaults(args, ours):
+    """What the flags leave open depends on whether the model is one of ours."""
     is_generated = set(args.dataset.split("+")) <= {"demo", "world"}
-    args.renumber = not is_generated and (from_scratch if args.renumber is None else args.renumber)
-    args.lr = args.lr or (4e-3 if args.model in FROM_SCRATCH else 1e-3 if from_scratch else 1e-4)
-    args.batch_tokens = args.batch_tokens or (2048 if from_scratch else 4096)
+    args.renumber = not is_generated and (ours if args.renumber is None else args.renumber)
+    args.lr = args.lr or (4e-3 if args.model in FROM_SCRATCH else 1e-3 if ours else 1e-4)
+    args.batch_tokens = args.batch_tokens or (2048 if ours else 4096)
 
 # ------------------------------------------------------------ checkpoints
 
@@ -318,16 +323,16 @@ def save(out, trainer, args, log, best):
     (out / "next.pt").replace(out / "resume.pt")
 
 def resume(path, trainer, args):
-    """Put everything back as it was saved, bit for bit. Returns the log and what was best."""
-    log, best = [], (math.inf, 0)
+    """Put everything back as it was saved, bit for bit. Returns the log and `best`."""
+    log, best = [], (math.inf, 0)    # best: (valid loss, step)
     if path.exists():
         saved = torch.load(path, map_location=trainer.device, weights_only=True)
         log, best = saved["log"], saved["best"]
-        changed = dict(saved["args"].items() - vars(args).items())
+        differing = dict(saved["args"].items() - vars(args).items())
         for free in ("resume", "out", "device"):
-            changed.pop(free, None)
-        if changed:
-            raise SystemExit(f"{path.parent} was started with other flags or problems: {changed}")
+            differing.pop(free, None)
+        if differing:
+            raise SystemExit(f"{path.parent} was started with other flags or problems: {differing}")
         for part, state in zip(trainer.parts, saved["states"], strict=True):
             part.load_state_dict(state)
     if WORLD > 1:    # another machine may have another file, or none
@@ -364,7 +369,7 @@ def parse_args(argv=None):
         help="learn to write the context too, the problem above all: more language from scratch")
     add("--accumulate", type=positive, default=1, help="micro-batches of a step, on every process")
     add("--lr", type=float,
-        help="peak learning rate (None: 4e-3 from scratch, 1e-3 to go on with such a student, "
+        help="peak learning rate (None: 4e-3 from scratch, 1e-3 to train such a student further, "
         "1e-4 for released weights)")
     add("--seed", type=int, default=0, help="of the initial weights and the order of the batches")
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
@@ -402,7 +407,7 @@ def main(args):
         except FloatingPointError as error:
             text = (f"Step {step}: {error}, so the training stops. The best student so far is that "
                     f"of step {best[1]} (0: none), in {out}.\nBegin anew with a smaller --lr.")
-            raise SystemExit(text if RANK == 0 else 1) from None    # the others saved nothing
+            raise SystemExit(text if RANK == 0 else 1) from None
         n_tokens += sum(map(length, itertools.chain(*step_batches)))
         if RANK > 0:    # the first process prints, validates and saves
             continue

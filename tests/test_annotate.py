@@ -408,6 +408,20 @@ def test_ctrl_c_keeps_what_is_under_way_and_says_how_to_go_on():
         assert 6 <= n <= 10 and len(read_records("annotations/demo-socratic.jsonl")) == n
         assert start(server).wait(30) == 0 and len(server.log) == 24
 
+def test_ctrl_c_during_the_first_request_is_told_too():
+    with FakeTeacher(PROBLEMS, delay=3) as server:
+        process = start(server)
+        while not server.log:
+            time.sleep(0.01)
+        process.send_signal(signal.SIGINT)
+        out, _ = process.communicate(timeout=20)
+        assert process.returncode == 1 and "0 of 24 problems are kept" in out and "same command goes on" in out
+        assert lines(Path("annotations/demo-socratic.rejected.jsonl")) == []
+
+def test_each_name_has_files_of_its_own():
+    names = [annotate.beside(Path(f"a/{name}"), "replies").name for name in ("v.1", "v.2", "v.jsonl", "v")]
+    assert names == ["v.1.replies.jsonl", "v.2.replies.jsonl", "v.replies.jsonl", "v.replies.jsonl"]
+
 def test_a_full_disk_stops_the_run_and_costs_what_was_under_way():
     def small():
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)

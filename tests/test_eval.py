@@ -79,11 +79,6 @@ def test_bleu_by_hand():
     assert script.bleu(two) == pytest.approx(100 * (9 / 10 * 6 / 8 * 3 / 6 * 1 / 4) ** 0.25)
 
 
-def test_votes():
-    assert script.vote(["7", "8", "8", None, None, None]) == "8"
-    assert script.vote(["9", "8", "8", "9"]) == "9", "of two with as many votes, the first drawn"
-    assert script.vote([None, None]) is script.vote([]) is None
-
 
 # ---------------------------------------------------------------- actors instead of students
 
@@ -98,7 +93,7 @@ class Actor(torch.nn.Module):
 
     def append(self, ids, cache, rows, counts):
         chosen = range(len(cache.lengths))[rows] if isinstance(rows, slice) else rows
-        position, _ = cache.extend(rows, counts, ids.shape[1])
+        position = cache.extend(rows, counts, ids.shape[1])
         cache.keys[0, torch.tensor(chosen)[:, None], 0, position, 0] = ids.float()
         logits = torch.zeros(len(ids), 2048)
         for i, row in enumerate(chosen):
@@ -236,7 +231,7 @@ def test_scores_by_hand():
     assert shares(scores["accuracy"]) == {"right (strict)": (2, 5), "right (lenient)": (3, 5), "an answer was found": (3, 5),
                                           "always 7, the most frequent": (3, 5)}
     assert shares(scores["right (strict), by number of steps"]) == {"2 steps": (1, 4), "3 steps": (1, 1)}
-    assert shares(scores["where wrong answers broke"]) == {"format: right if read leniently": (1, 3), "not told apart": (2, 3)}
+    assert shares(scores["where wrong answers broke"]) == {"format: right if read leniently": (1, 3), "cause unknown": (2, 3)}
 
 
 def test_self_consistency_takes_the_majority():
@@ -463,8 +458,8 @@ def test_runs_on_different_problems_are_not_compared(command):
 
 
 @pytest.mark.parametrize("content, words", [
-    (None, "does not exist"), (b"", "holds no whole predictions"), (b'{"id": 3}\n', "first line should hold the settings"),
-    (b"[3]\n4\n", "no whole predictions"), (b"3\n", "no whole predictions"), (b'{"settings": {}}\n{"id"\n{}\n', r"bad\.jsonl:2: ")])
+    (None, "does not exist"), (b"", "is not a whole file of predictions"), (b'{"id": 3}\n', "first line should hold the settings"),
+    (b"[3]\n4\n", "not a whole file of predictions"), (b"3\n", "no whole predictions"), (b'{"settings": {}}\n{"id"\n{}\n', r"bad\.jsonl:2: ")])
 def test_files_that_are_no_predictions_are_told(content, words, command):
     if content is not None:
         Path("bad.jsonl").write_bytes(content)
@@ -528,7 +523,7 @@ def test_the_page_groups_dialogues_by_where_they_broke_and_prints_the_table_of_t
         assert (f"<summary>{title}: {n}</summary>" in page) == (n > 0)
     settings = {"dataset": "demo", "split": "test", "n": 60, "samples": 1, "calculator": True, "method": "cot", "problems_sha256": "f"}
     scores = script.score(records)
-    script.show(settings, records, scores)
+    script.print_scores(settings, records, scores)
     screen = capsys.readouterr().out
     for rows in scores.values():
         for label, figure in rows.items():
@@ -568,5 +563,5 @@ def test_damaged_predictions_are_one_clear_line(command, key):
     command("--limit", "2")
     path = only("*.jsonl")
     path.write_text(path.read_text().replace(f'"{key}"', '"lost"'))
-    with pytest.raises(SystemExit, match="holds no whole predictions: KeyError"):
+    with pytest.raises(SystemExit, match="is not a whole file of predictions: KeyError"):
         command("--rescore", str(path))

@@ -187,6 +187,30 @@ def test_a_dialogue_that_outgrows_the_context_is_ended(method):
     assert second.to_json() == solve([short], actors, method)[0].to_json()
 
 
+def test_a_turn_that_outgrows_the_context_is_kept_as_far_as_it_came():
+    actors = parrots(PROBLEM) | {"cot": Student("cot", Parrot(for_ever(" a"), n_positions=64), TOKENIZER)}
+    (dialogue,) = solve([PROBLEM], actors, "cot")
+    assert "outgrew" in dialogue.ended and dialogue.turns[0].text.startswith("a a a")
+
+
+def test_several_dialogues_of_a_problem_are_those_of_successive_seeds():
+    actors, problems = students(scale=1.0), make_stories("demo", "valid", 3)
+    for actor in actors.values():
+        actor.model.double()
+    options = {"method": "cot", "temperature": 1.0}
+    together = solve(problems, actors, **options, seed=5, n_samples=2)
+    alone = [solve([p], actors, **options, seed=seed)[0] for p in problems for seed in (5, 6)]
+    assert [d.to_json() for d in together] == [d.to_json() for d in alone]
+
+
+def test_the_first_of_several_dialogues_with_the_most_frequent_answer_is_elected():
+    dialogues = [infer.Dialogue(PROBLEM, "cot", answer=answer) for answer in (None, "8", "7", None, "7", None)]
+    assert infer.elect(dialogues) == (dialogues[2], 2) and infer.elect(dialogues)[0] is dialogues[2]
+    assert infer.elect(dialogues[::3]) == (dialogues[0], 2), "no dialogue has an answer"
+    assert infer.vote(["7", "8", "8", None, None, None]) == "8"
+    assert infer.vote(["9", "8", "8", "9"]) == "9", "of two with as many votes, the first drawn"
+    assert infer.vote([None, None]) is infer.vote([]) is None
+
 def test_odd_problems_are_solved_like_any_other():
     texts = ["🙂" * 20, "-5 and −5", "a\u2028b", "<<3*4=", "Answer: 7", "<|endoftext|>", "\u202eright to left", "0"]
     for dialogue in solve([Problem(str(i), t) for i, t in enumerate(texts)], students(), "unified"):
@@ -209,14 +233,17 @@ def folders(tmp_path):
 
 def command(*argv, capsys, monkeypatch=None, stdin=None):
     if stdin is not None:
-        monkeypatch.setattr(sys, "stdin", io.StringIO(stdin))
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin.encode())))
     infer.main(infer.parse_args(list(argv)))
     return capsys.readouterr()
 
 
 def test_the_command_prints_who_writes_what(folders, capsys):
+    dialogue = ["", "Problem: Ben had 5 pens.", "decomposer | ", "solver     | Solution:", "solver     | Answer:"]
+    out = command("Ben had 5 pens.", "--samples", "1", "--students", *folders, capsys=capsys)
+    assert out.out.splitlines() == [*dialogue, "= none found"]
     out = command("Ben had 5 pens.", "--students", *folders, capsys=capsys)
-    assert out.out.splitlines() == ["decomposer | ", "solver     | Solution:", "solver     | Answer:", "= none found"]
+    assert out.out.splitlines() == [*dialogue, "= none found   (16 of 16 dialogues)"], "several, from scratch"
     assert "solver     | " in out.err and folders[0].rpartition("/")[2] in out.err
 
 
@@ -229,7 +256,7 @@ def test_an_emoji_split_over_tokens_is_printed_whole(capsys):
 
 def test_an_explanation_shows_what_each_student_is_given_and_between_which_tokens_it_chose():
     pieces, actors = [], parrots(PROBLEM)
-    solve([PROBLEM], actors, explain=True, on_text=lambda *piece: pieces.append(piece))
+    solve([PROBLEM], actors, explain=True, on_text=lambda _, *piece: pieces.append(piece))
     given = b"".join(piece for speaker, piece in pieces if speaker == "context").decode().replace("\n\n", "\n")
     whole = "".join(part.text for part in segments(PROBLEM, "decomposer")[:1]) * 2    # both students read the problem
     assert given.startswith(whole + "Subquestion:") and given.endswith("Solution:\nAnswer:")
@@ -241,15 +268,15 @@ def test_an_explanation_shows_what_each_student_is_given_and_between_which_token
     for actor in actors.values():
         actor.model.certainty = 100
     pieces.clear()
-    solve([PROBLEM], actors, explain=True, on_text=lambda *piece: pieces.append(piece))
+    solve([PROBLEM], actors, explain=True, on_text=lambda _, *piece: pieces.append(piece))
     assert {piece[:1] for speaker, piece in pieces if speaker == "note"} == {b"="}
 
 
 def test_the_screen_prints_the_explanation_below_the_turn_and_only_if_asked(folders, capsys):
     out = command("Ben had 5 pens.", "--explain", "--students", *folders, capsys=capsys).out.splitlines()
     given = ["           < Problem: Ben had 5 pens."]
-    assert out[:3] == [*given, "decomposer | ", *given] and out[3:5] == ["           < Subquestion: ", "           < Solution:"]
-    assert out[-2:] == ["solver     | Answer:", "= none found"]
+    assert out[2:5] == [*given, "decomposer | ", *given] and out[5:7] == ["           < Subquestion: ", "           < Solution:"]
+    assert out[-2:] == ["solver     | Answer:", "= none found   (16 of 16 dialogues)"]
 
 
 def test_problems_come_from_a_file_or_standard_input_and_leave_as_json(folders, capsys, monkeypatch, tmp_path):
@@ -268,6 +295,7 @@ def test_problems_come_from_a_file_or_standard_input_and_leave_as_json(folders, 
     ([""], "no problem to solve"), ([" \n"], "no problem to solve"), (["--file", "nowhere.txt"], "nowhere.txt does not exist"),
     (["x", "--students", "nowhere"], "nowhere"), (["x", "--dataset", "gsm8k", "--model", "gpt2"], "python train.py --role solver --dataset gsm8k --model gpt2"),
     (["x", "--method", "cot"], "python train.py --role cot"),
+    (["x", "--students", str(infer.HERE / "students" / "solver"), str(infer.HERE / "students" / "solver")], "Named: solver, solver. Missing: decomposer"),
 ])
 def test_a_slip_is_told_in_one_message_with_the_next_command(argv, words, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -283,13 +311,13 @@ def test_a_problem_on_the_command_line_is_always_plain_text(folders, capsys):
 
 def test_a_record_that_is_broken_is_named_with_its_line(folders, tmp_path):
     (tmp_path / "p.jsonl").write_text('Ben had 5.\n{"id": "x"}\n')
-    with pytest.raises(SystemExit, match=r"p\.jsonl:2: a record: the key 'answer' is missing"):
+    with pytest.raises(SystemExit, match=r"p\.jsonl:2: a record: the key 'problem' is missing"):
         infer.main(infer.parse_args(["--file", str(tmp_path / "p.jsonl"), "--students", *folders]))
 
 
 def test_students_are_never_mixed(folders, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(SystemExit, match="Lacking: solver"):
+    with pytest.raises(SystemExit, match="Named: cot, decomposer. Missing: solver"):
         infer.find_students("socratic", [str(tmp_path / "cot"), folders[0]])
     embedded = infer.find_students("socratic")
     assert {folder.parent.name for folder in embedded.values()} == {"students"}

@@ -419,7 +419,7 @@ def test_every_device_computes_in_every_dtype_what_the_cpu_does(device, dtype, m
         pytest.skip(f"no {device} on this machine")
     found = {}
     for where, how in (("cpu", "fp32"), (device, dtype)):
-        trainer = train.Trainer(tiny_student("solver"), True, *train.pick_device(where, how))
+        trainer = train.Trainer(tiny_student("solver"), *train.pick_device(where, how))
         before = torch.cat([p.detach().cpu().flatten() for p in trainer.model.parameters()])
         loss, norm = trainer.step([examples_of("solver")], 1e-3)
         after = torch.cat([p.detach().cpu().flatten() for p in trainer.model.parameters()])
