@@ -115,18 +115,21 @@ def solve_batch(args, problems, students):
         records = [elect(records[at:at + args.samples])
                    for at in range(0, len(records), args.samples)]
     for record, problem in zip(records, problems):
-        questions = [clean(step.question) for step in problem.steps]
-        # SVAMP has no steps, but a formula: every operator is a step.
-        n_operators = len(re.findall(r" [-+*/] ", " ".join(problem.evidence[:1])))
-        record["n_steps"] = len(problem.steps) or n_operators
-        record["gold_steps"] = [vars(step) for step in problem.steps]
-        record["gold_subquestions"] = questions if all(questions) else []
-        record["subquestions"] = [turn["text"] for turn in record["turns"]
-                                  if turn["kind"] == "Subquestion"]
+        add_gold(record, problem)
     if args.diagnose and args.samples == 1:
         diagnose(args, records, problems, run)
     return records
 
+def add_gold(record, problem):
+    """Put into a record what the scores compare it with."""
+    questions = [clean(step.question) for step in problem.steps]
+    # SVAMP has no steps, but a formula: every operator is a step.
+    n_operators = len(re.findall(r" [-+*/] ", " ".join(problem.evidence[:1])))
+    record["n_steps"] = len(problem.steps) or n_operators
+    record["gold_steps"] = [vars(step) for step in problem.steps]
+    record["gold_subquestions"] = questions if all(questions) else []
+    record["subquestions"] = [turn["text"] for turn in record["turns"]
+                              if turn["kind"] == "Subquestion"]
 def elect(samples):
     """The first of several dialogues that has the elected answer, with all of them beside it."""
     answers = [sample["answer"] for sample in samples]

@@ -340,7 +340,6 @@ class Screen:
 
 def solve_aloud(problem, students, explain, options):
     """Print one dialogue as it is written; of several, the first one with the elected answer."""
-    print(f"\nProblem: {problem.problem}")
     screen, pieces = Screen(explain), []
 
     def on_text(dialogue, *piece):
@@ -396,11 +395,8 @@ def parse_args(argv=None):
     add("--dataset", default="demo", help="use students of this data set")
     add_student_flags(add)
     add("--samples", type=positive,
-        help="dialogues with a problem, whose majority answers (None: 16 for students from "
-        "scratch, else 1)")
-    add("--temperature", type=float,
-        help="0: always the likeliest token; 1: draw by the student's probabilities (None: 0 for "
-        f"one sample, {TEMPERATURE} for several)")
+        help=f"dialogues drawn at temperature {TEMPERATURE}, whose majority answers; 1: the "
+        "likeliest token always (None: 16 for students from scratch, else 1)")
     add("--seed", type=int, default=0, help="of the draws, together with the problem")
     return parser.parse_args(argv)
 
@@ -419,11 +415,8 @@ def main(args):
     students = load_students(folders, args.device, args.dtype)
     is_small = all(student.tokenizer.name == "tiny" for student in students.values())
     n_samples = args.samples or (16 if is_small else 1)
-    temperature = args.temperature
-    if temperature is None:
-        temperature = TEMPERATURE if n_samples > 1 else 0.0
-    options = {"method": args.method, "temperature": temperature, "seed": args.seed,
-               "n_samples": n_samples, "calculator": args.calculator}
+    options = {"method": args.method, "temperature": TEMPERATURE if n_samples > 1 else 0.0,
+               "seed": args.seed, "n_samples": n_samples, "calculator": args.calculator}
     if typing:
         print("Type a problem, then Enter. An empty line ends.", file=sys.stderr)
         while text := input("\nProblem: ").strip():
@@ -437,8 +430,8 @@ def main(args):
                 del dialogues[:n_samples]
     else:
         for problem in problems:
+            print(f"\nProblem: {problem.problem}")    # as the shell has passed it on
             solve_aloud(problem, students, args.explain, options)
-
 if __name__ == "__main__":
     try:
         main(parse_args())

@@ -459,7 +459,7 @@ def test_runs_on_different_problems_are_not_compared(command):
 
 @pytest.mark.parametrize("content, words", [
     (None, "does not exist"), (b"", "is not a whole file of predictions"), (b'{"id": 3}\n', "first line should hold the settings"),
-    (b"[3]\n4\n", "not a whole file of predictions"), (b"3\n", "no whole predictions"), (b'{"settings": {}}\n{"id"\n{}\n', r"bad\.jsonl:2: ")])
+    (b"[3]\n4\n", "not a whole file of predictions"), (b"3\n", "not a whole file of predictions"), (b'{"settings": {}}\n{"id"\n{}\n', r"bad\.jsonl:2: ")])
 def test_files_that_are_no_predictions_are_told(content, words, command):
     if content is not None:
         Path("bad.jsonl").write_bytes(content)
