@@ -31,6 +31,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import requests
+from requests.exceptions import ProxyError, SSLError
 
 from data import (CALCULATION, DATASET_HELP, HERE, NUMBER, Problem, Step, calculate, clean,
                   extract_answer, find_values, load_problems, positive, read_lines, read_toml,
@@ -369,7 +370,9 @@ class Run:
                 if status == 200 and read_reply(response.json())[1] != "broken":
                     return response.json()
             except requests.RequestException as cause:    # one of them: the text is no JSON
-                error = f"no reply: {type(cause).__name__}"
+                error = f"no reply: {type(cause).__name__}: {cause}"[:300]
+                if isinstance(cause, (ProxyError, SSLError)) and not self.n_replies:
+                    raise Stop(error) from None
                 continue
             error = f"{status} {text.replace(key.strip() or '***', '***')[:300]}"
             if status in (401, 402, 403, 404) or "insufficient_quota" in text:

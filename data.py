@@ -323,9 +323,10 @@ def get_tokenizer(name: str) -> tiktoken.Encoding:
         raise SystemExit(f"Unknown tokenizer {name!r}. There are: gpt2, tiny")
     try:
         return tiktoken.get_encoding("gpt2")
-    except OSError as error:    # as all errors of requests
-        raise SystemExit(f"Cannot load GPT-2's tokenizer: {type(error).__name__}. Offline? Copy "
-                         "the folder\nTIKTOKEN_CACHE_DIR from a machine that has it.") from None
+    except (OSError, ValueError) as error:    # no network; a proxy's page in place of the file
+        raise SystemExit(f"Cannot load GPT-2's tokenizer: {error}\nOffline? Set TIKTOKEN_CACHE_DIR "
+                         "to a folder, here and on a machine with a network; run\nthis there, and "
+                         "copy the folder.") from None
 
 # ------------------------------------------------------------ files: found, downloaded, checked
 
@@ -364,6 +365,8 @@ def download(url: str, path: Path, sha256: str | None = None) -> None:
                 sha256 = sha256 or redirection.headers.get("X-Linked-ETag", "").strip('"')
             if reply.status_code != 416:    # 416: the part was whole already
                 reply.raise_for_status()
+                if "text/html" in reply.headers.get("Content-Type", ""):    # of a proxy, say
+                    raise OSError("a web page came instead of the file")
                 save_body(reply, part)
     except OSError as error:    # as all errors of requests
         raise SystemExit(f"\nCannot download {url}\n  {type(error).__name__}: {error}\n"
@@ -443,12 +446,12 @@ def split_of(text: str) -> str:
     return {0: "test", 1: "valid"}.get(bucket, "train")
 
 def load_file(path, split) -> list[Problem]:
-    """One's own records. The text of a problem decides its split, whatever else the file holds."""
+    """One's own records. A problem's text decides its split, whatever else the file holds."""
     problems = read_records(path)
     for name, n in Counter(problem.id for problem in problems).items():
         if n > 1:
             raise SystemExit(f"{path}: the id {name!r} occurs {n} times")
-    return [p for p in problems if split in ("all", split_of(p.problem))]
+    return [p for p in problems if split in ("all", split_of(clean(p.problem)))]
 
 def load_gsm8k(split, data_dir) -> list[Problem]:
     """Its answers are lines `subquestion ** solution`, then `#### number`."""
@@ -551,11 +554,14 @@ def renumber(problem: Problem, rng) -> Problem | None:
     for _ in range(20):
         drawn = [draw_value(value, rng) for value in free]
         new = recompute(calculations, unchanged | dict(zip(free, drawn)))
-        # The smaller of two numbers stays the smaller one.
-        if new and drawn != free and drawn == sorted(drawn, key=Fraction):
+        if not new or drawn == free:
+            continue
+        text = replace_numbers(problem.problem, new)
+        # The smaller of two numbers stays the smaller one. The text may not be one that `load_file`
+        # would test on.
+        if drawn == sorted(drawn, key=Fraction) and split_of(clean(text)) == "train":
             steps = [Step(replace_numbers(step.question, new), replace_numbers(step.solution, new))
                      for step in problem.steps]
-            text = replace_numbers(problem.problem, new)
             return replace(problem, problem=text, steps=steps, answer=new[problem.answer])
     return None
 

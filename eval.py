@@ -45,9 +45,11 @@ STAGES = {    # where a wrong answer broke (see `stage`)
 
 def predict(args):
     """Solve the problems in batches; each goes to a file when it is done. Returns its path."""
-    problems = load_problems(args.dataset, args.split, limit=args.limit)
+    problems = [problem for problem in load_problems(args.dataset, args.split, limit=args.limit)
+                if problem.answer.strip()]    # without a gold answer nothing can be scored
     if not problems:
-        raise SystemExit(f"{args.dataset}/{args.split} holds no problem. Try: --split all")
+        raise SystemExit(f"{args.dataset}/{args.split} holds no problem with an answer. "
+                         "Try: --split all")
     folders = find_students(args.method, args.students, args.dataset, args.model)
     header = make_header(args, folders, problems)
     key = sha256(json.dumps(header["settings"]))[:8]

@@ -349,5 +349,6 @@ def find_released(name):
     folder = CACHE / name
     if not (folder / "model.safetensors").is_file():
         download(HUB.format(name=name), folder / "model.safetensors")
-    write_config(folder / "config.json", SIZES[name], {})
+    if not (folder / "config.json").is_file():    # another process may be reading it
+        write_config(folder / "config.json", SIZES[name], {})
     return folder

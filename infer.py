@@ -293,7 +293,7 @@ def find_students(method, folders=None, dataset="demo", model="tiny"):
 def is_student(folder):
     return (folder / "model.safetensors").exists()
 
-def load_students(folders, device="auto", dtype="auto"):
+def load_students(folders, device="auto", dtype="fp32"):
     """{role: Student} of {role: folder}. The error stream says which ones they are."""
     device, dtype = pick_device(device, dtype)
     students = {}
@@ -378,8 +378,8 @@ def add_student_flags(add):
     add("--calculator", action=argparse.BooleanOptionalAction, default=True,
         help="compute <<...=...>> for the student")
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
-    add("--dtype", default="auto", choices=("auto", "fp32", "bf16", "fp16"),
-        help="of weights and cache (auto: on CUDA bf16 or fp16, else fp32)")
+    add("--dtype", default="fp32", choices=("fp32", "bf16", "fp16"),
+        help="of weights and cache; the short ones are faster on a GPU, but round the logits")
 
 def parse_args(argv=None):
     parser = argparse.ArgumentParser(

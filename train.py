@@ -26,6 +26,7 @@ import random
 import shlex
 import sys
 import time
+from datetime import timedelta
 from pathlib import Path
 
 import torch
@@ -95,7 +96,7 @@ def all_steps(problems, examples, model, args):
     Yield the batches of one optimizer step after another, endlessly. Every call yields the same
     ones, so that --resume can skip those that are done.
     """
-    n_batches = args.accumulate * WORLD
+    n_batches, waiting = args.accumulate * WORLD, []
     for epoch in itertools.count():
         if args.renumber:
             told = with_other_numbers(problems, args.seed, epoch)
@@ -106,8 +107,10 @@ def all_steps(problems, examples, model, args):
             # there is less to look through.
             short = sorted(map(length, examples))[len(examples) // 6]
             order.sort(key=lambda batch: length(batch[0]) > short)
-        for at in range(0, len(order), n_batches):
-            yield order[at:at + n_batches]
+        waiting += order
+        while len(waiting) >= n_batches:    # a step may end one epoch and begin the next
+            yield waiting[:n_batches]
+            del waiting[:n_batches]
 
 def collate(batch, device):
     """(ids, targets), both (B, T), padded on the right where the causal mask hides the padding."""
@@ -133,14 +136,13 @@ def backward(model, micro_batches, n_learned, autocast, scaler):
     mean for each micro-batch would let a token of a short answer outweigh one of a long solution.
     """
     step_loss = torch.zeros((), device=model.wte.weight.device)
-    for p in model.parameters():    # a process without a micro-batch has gradients, too
-        p.grad = torch.zeros_like(p)
+    model.zero_grad()
     for ids, targets in micro_batches:
         with autocast:
             loss = summed_loss(model, ids, targets) * (1 / n_learned)
         scaler.scale(loss).backward()
         step_loss += loss.detach()
-    if WORLD > 1:    # the other processes had other micro-batches, or none
+    if WORLD > 1:    # the other processes had other micro-batches
         for t in [step_loss, *(p.grad for p in model.parameters())]:
             dist.all_reduce(t)
     return step_loss
@@ -255,7 +257,8 @@ def prepare(args):
     if WORLD > 1:
         if device.type == "cuda":
             torch.cuda.set_device(device)    # otherwise NCCL would give all processes one GPU
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo",
+                                timeout=timedelta(hours=2))    # the others wait for a download
         atexit.register(dist.destroy_process_group)
     # The first process of each machine downloads; the others wait, and find the files there.
     if LOCAL_RANK > 0:
@@ -264,14 +267,16 @@ def prepare(args):
     if LOCAL_RANK == 0 and WORLD > 1:
         dist.barrier()
     n_tokens = sum(map(length, examples))
-    n_step_tokens = args.batch_tokens * args.accumulate * WORLD
-    args.steps = args.steps or N_EPOCHS * math.ceil(n_tokens / n_step_tokens)
+    n_batches = len(batches(examples, args.batch_tokens, random.Random(0)))
+    n_steps_an_epoch = n_batches / (args.accumulate * WORLD)
+    args.steps = args.steps or math.ceil(N_EPOCHS * n_steps_an_epoch)
     # These are saved with the flags, so that --resume can check that they are the same.
     args.dtype = str(dtype).removeprefix("torch.")
     args.examples_sha256 = hashlib.sha256(repr(examples).encode()).hexdigest()[:16]
     say(f"{args.role} on {args.dataset}: {model.n_params():,} parameters, {device}, {args.dtype}, "
         f"processes: {WORLD}\n{len(examples):,} dialogues, {n_tokens:,} tokens "
-        f"({count_learned(examples) / n_tokens:.0%} learned), {args.steps:,} steps")
+        f"({count_learned(examples) / n_tokens:.0%} learned), {args.steps:,} steps, "
+        f"{args.steps / n_steps_an_epoch:.1f} epochs")
     trainer = Trainer(model, device, dtype)
     return trainer, problems, examples, batches(valid, args.batch_tokens, random.Random(0))
 
@@ -284,12 +289,9 @@ def load(args):
         model = GPT.from_pretrained(args.model)
     set_defaults(args, is_ours(model))
     problems = load_problems(args.dataset, "train", None, args.limit, args.annotations)
-    valid = []
-    for annotations in (args.annotations, None):
-        if not valid:    # a teacher's annotations may cover the training split alone
-            held_out = load_problems(args.dataset, "valid", None, 512, annotations)
-            valid = make_examples(held_out, args.role, model)
-    if not valid:
+    held_out = load_problems(args.dataset, "valid", None, 512, args.annotations)
+    valid = make_examples(held_out, args.role, model)
+    if not valid:    # a teacher's annotations may cover the training split alone
         say("No valid problem teaches this role: every 20th training problem is held out instead.")
         valid = make_examples(problems[::20], args.role, model)
         del problems[::20]

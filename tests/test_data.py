@@ -44,7 +44,7 @@ def test_a_record_survives_the_way_to_json_and_back():
     ('{"id": "a", "problem": "  ", "steps": [], "answer": "", "source": ""}', "empty"),
     ('{"id": "a", "problem": "p", "steps": [{"question": "q"}], "answer": "", "source": ""}', "steps': the key 'solution'"),
     ('{"id": "a", "problem": "p", "steps": [{"question": "q", "solution": "s", "evidence": []}], "answer": "", "source": ""}',
-     "steps: the key 'evidence' is unknown"),
+     "steps': the key 'evidence' is unknown"),
     ('{"id": "a", "problem": "p", "steps": {}, "answer": "", "source": ""}', "list"),
     ('{"id": "a", "problem": "p", "steps": [], "answer": "", "source": "", "evidence": "f"}', "evidence"),
 ])
@@ -356,6 +356,7 @@ def file_server():
             start = int((self.headers.get("Range") or "bytes=0-")[6:-1])
             body = server.content[start:]
             self.send_response(206 if start else 200)
+            self.send_header("Content-Type", server.kind)
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
             self.wfile.write(body[:server.cut])
@@ -364,7 +365,7 @@ def file_server():
             pass
 
     server = HTTPServer(("127.0.0.1", 0), Handler)
-    server.content, server.cut, server.ranges = b"x" * 200_000, None, []
+    server.content, server.cut, server.ranges, server.kind = b"x" * 200_000, None, [], "text/plain"
     threading.Thread(target=server.serve_forever, daemon=True).start()
     server.url = f"http://127.0.0.1:{server.server_port}/file"
     yield server
@@ -381,6 +382,24 @@ def test_a_download_that_broke_off_goes_on_and_is_checked(tmp_path, file_server)
     data.download(file_server.url, path, good)
     assert path.read_bytes() == file_server.content and re.fullmatch(r"bytes=[1-9]\d*-", file_server.ranges[-1])
     assert list(path.parent.iterdir()) == [path]
+
+
+def test_a_web_page_is_not_taken_for_the_file(tmp_path, file_server):
+    """As a proxy or a hotel sends it, with status 200; no sha256 need be known."""
+    file_server.kind = "text/html; charset=utf-8"
+    with pytest.raises(SystemExit, match="a web page came instead of the file"):
+        data.download(file_server.url, tmp_path / "file")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("error", [OSError("no route"), ValueError("Hash mismatch")])
+def test_a_tokenizer_that_cannot_be_fetched_is_told_with_the_cause(monkeypatch, error):
+    def fail(name):
+        raise error
+
+    monkeypatch.setattr(data.tiktoken, "get_encoding", fail)
+    with pytest.raises(SystemExit, match=f"{error}\n.*TIKTOKEN_CACHE_DIR"):
+        get_tokenizer("gpt2")
 
 
 def test_a_file_that_is_not_the_known_one_is_refused(tmp_path, file_server):
@@ -447,6 +466,13 @@ def test_annotations_take_the_place_of_the_steps_and_are_counted(tmp_path, capsy
 
 # ---------------------------------------------------------------- one's own file
 
+def test_other_numbers_never_make_a_problem_that_a_file_would_test_on():
+    mine = [Problem(f"mine-{a}-{b}", f"Ava had {a} pens and lost {b}. How many has she?",
+                    [Step("", f"{a}-{b} = <<{a}-{b}={a - b}>>{a - b}")], str(a - b)) for a in range(20, 40) for b in (3, 7)]
+    new = [data.renumber(p, random.Random(f"{epoch}-{p.id}")) for p in mine for epoch in range(10)]
+    texts = {p.problem for p in new if p}
+    assert len(texts) > 100 and {data.split_of(text) for text in texts} == {"train"}
+
 def test_the_text_of_a_problem_in_ones_own_file_decides_its_split(tmp_path):
     path = tmp_path / "pens.jsonl"
     mine = [Problem(f"mine-{i}", f"Ava has {i} pens. How many?", [], str(i)) for i in range(400)]
@@ -457,6 +483,9 @@ def test_the_text_of_a_problem_in_ones_own_file_decides_its_split(tmp_path):
     assert 20 <= len(parts["test"]) <= 60 and 20 <= len(parts["valid"]) <= 60
     for problem in parts["test"]:
         assert int(hashlib.sha256(problem.problem.encode()).hexdigest(), 16) % 10 == 0
+    spaced = [Problem(p.id, p.problem.replace(". ", ".\n  "), [], p.answer) for p in mine]
+    path.write_text("".join(p.to_json() + "\n" for p in spaced), encoding="utf-8")    # a student reads the same text
+    assert [p.id for p in load_problems(str(path), "test")] == [p.id for p in parts["test"]]
     path.write_text("".join(p.to_json() + "\n" for p in mine[::3]), encoding="utf-8")    # filtered
     assert {p.id for p in load_problems(str(path), "test")} == {p.id for p in parts["test"]} & {p.id for p in mine[::3]}
     assert load_problems(str(path), "all", limit=2) == mine[:6:3]

@@ -315,6 +315,18 @@ def only(pattern):
     return path
 
 
+def test_problems_without_a_gold_answer_are_not_scored(command, monkeypatch):
+    problems = make_stories("demo", "test", 3)
+    problems[1].answer = " "
+    monkeypatch.setattr(script, "load_problems", lambda *_, **__: problems)
+    command("--limit", "3")
+    header, records, _ = script.read_run(only("*.jsonl"))
+    assert [record["id"] for record in records] == [problems[0].id, problems[2].id] and header["settings"]["n"] == 2
+    problems[:] = problems[1:2]
+    with pytest.raises(SystemExit, match="no problem with an answer"):
+        command("--limit", "3")
+
+
 @pytest.mark.parametrize("flags", [["--limit", "5"], ["--limit", "5", "--method", "cot", "--samples", "2"]])
 def test_a_run_killed_anywhere_and_resumed_is_the_unbroken_one(flags, command, monkeypatch):
     command(*flags)

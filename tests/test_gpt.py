@@ -573,9 +573,11 @@ def assert_downloaded(hub, cache_dir, model):
 def test_a_released_model_is_downloaded_once(hub, released, tmp_path, capsys):
     assert_downloaded(hub, tmp_path, released[0])
     assert hub.ranges == ["bytes=0-"]
+    before = (tmp_path / "toy" / "config.json").stat().st_mtime_ns
     assert "toy/model.safetensors: 3.2 of 3.2 MB" in capsys.readouterr().err
     hub.shutdown()
-    gpt.find_released("toy")                     # asks nobody
+    gpt.find_released("toy")                     # asks nobody, and rewrites nothing that another process may read
+    assert (tmp_path / "toy" / "config.json").stat().st_mtime_ns == before
     assert hub.ranges == ["bytes=0-"]
 
 

@@ -1,5 +1,6 @@
 """The loss counts what it should, the gradients do not depend on how a step is cut up, and a killed run goes on."""
 
+import itertools
 import json
 import math
 import os
@@ -235,6 +236,27 @@ def test_a_resumed_run_ends_with_the_weights_of_an_unbroken_one_bit_for_bit(tmp_
     assert lines[0] == lines[1]
 
 
+def test_every_step_is_whole_and_an_epoch_shows_every_example_once():
+    examples, model = examples_of("solver", 20), tiny_student("solver")
+    args = train.parse_args(["--role", "solver", "--accumulate", "3", "--batch-tokens", "512"])
+    args.renumber = False
+    n_batches = len(batches(examples, 512, random.Random(0)))
+    assert n_batches % 3, "the epochs do not end with a step"
+    steps = list(itertools.islice(train.all_steps([], examples, model, args), n_batches))    # three epochs
+    assert {len(step) for step in steps} == {3}
+    seen = [str(example) for step in steps for batch in step for example in batch]
+    assert sorted(seen) == sorted(3 * list(map(str, examples)))
+
+
+def test_a_teachers_student_is_chosen_by_the_teachers_text(tmp_path, small, capsys):
+    """Annotations of the training split alone: a part of them is held out, gold steps are no substitute."""
+    problems = load_problems("demo", "train", limit=40)
+    (tmp_path / "a.jsonl").write_text("".join(p.to_json() + "\n" for p in problems), encoding="utf-8")
+    run(tmp_path, "--annotations", str(tmp_path / "a.jsonl"))
+    out = capsys.readouterr().out
+    assert "every 20th training problem is held out" in out and "32 dialogues" in out
+
+
 def test_a_run_is_never_overwritten_or_mixed_with_other_flags(tmp_path, small):
     run(tmp_path)
     with pytest.raises(SystemExit, match="--resume"):
@@ -296,7 +318,7 @@ def codes_of(processes):
 def test_two_processes_give_the_weights_of_one_and_go_on_bit_for_bit(tmp_path, small):
     """One micro-batch on each of two against two on one; then the same two, stopped at step 7 and resumed."""
     n_batches = len(batches(examples_of("solver", 34), 512, random.Random(0)))
-    assert n_batches % 2 and n_batches < 24, "in the last step of the first epoch the second process has no batch"
+    assert n_batches % 2 and n_batches < 24, "one step ends the first epoch and begins the second"
     one = run(tmp_path, "--accumulate", "2", out="one")
     assert codes_of(two_processes(tmp_path / "two")) == [0, 0]
     for a, b in zip(weights(one).values(), weights(tmp_path / "two").values()):
@@ -327,7 +349,7 @@ def test_each_process_takes_its_own_gpu_before_nccl_starts(monkeypatch):
     monkeypatch.setattr(train, "WORLD", 2)
     monkeypatch.setattr(train, "pick_device", lambda *_: (torch.device("cuda:1"), torch.bfloat16))
     monkeypatch.setattr(torch.cuda, "set_device", lambda device: calls.append(str(device)))
-    monkeypatch.setattr(train.dist, "init_process_group", lambda backend: calls.append(backend))
+    monkeypatch.setattr(train.dist, "init_process_group", lambda backend, timeout: calls.append(backend))
     monkeypatch.setattr(train.atexit, "register", lambda end: None)
     monkeypatch.setattr(train, "load", lambda args: sys.exit("far enough"))
     with pytest.raises(SystemExit, match="far enough"):
