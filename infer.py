@@ -105,8 +105,7 @@ class Job:
         self.dialogue, self.cues, self.calculator = dialogue, cues, calculator
         self.role, self.tokenizer = student.role, student.tokenizer
         self.on_text = partial(on_text, dialogue)
-        problem = dialogue.problem
-        self.rng = random.Random(f"{dialogue.seed} {self.role} {problem.id} {problem.problem}")
+        self.rng = random.Random(f"{dialogue.seed} {self.role} {dialogue.problem.problem}")
         self.n_tokens, self.n_positions = 0, student.model.config.n_positions
         self.forced = []
         self.begin_turn(self.cues.pop(0))
@@ -397,7 +396,7 @@ def parse_args(argv=None):
     add("--samples", type=positive,
         help=f"dialogues drawn at temperature {TEMPERATURE}, whose majority answers; 1: the "
         "likeliest token always (None: 16 for students from scratch, else 1)")
-    add("--seed", type=int, default=0, help="of the draws, together with the problem")
+    add("--seed", type=int, default=0, help="of the draws, together with the problem's text")
     return parser.parse_args(argv)
 
 def main(args):
