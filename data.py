@@ -418,7 +418,7 @@ def load_split(dataset, split, data_dir, limit) -> list[Problem]:
     """The same for one data set alone."""
     if dataset in ("demo", "world"):
         n = {"train": limit or 20_000, "valid": 500, "test": 1_000, "long": 500}[split]
-        return make_stories(dataset, split, n)[:limit]
+        return make_stories(dataset, split, min(n, limit or n))    # there are no more to score
     load = {"gsm8k": load_gsm8k, "svamp": load_svamp, "strategyqa": load_strategyqa}.get(dataset)
     problems = load(split, data_dir) if load else load_file(dataset, split)
     return problems[:limit]
@@ -839,12 +839,13 @@ def parse_args(argv=None):
     return parser.parse_args(argv)
 
 def main(args):
-    splits = {split: load_problems(args.dataset, split) for split in splits_of(args.dataset)}
-    for split, problems in splits.items():
+    splits = {}
+    for split in splits_of(args.dataset):
+        problems = splits[split] = load_problems(args.dataset, split)
         counts = sorted(Counter(len(problem.steps) for problem in problems).items())
         by_steps = " ".join(f"{n}:{count:,}" for n, count in counts)
         name = f"{run_name(args.dataset)}/{split:5s}"
-        print(f"{name} {len(problems):6,} problems | by steps: {by_steps}")
+        print(f"{name} {len(problems):6,} problems | by steps: {by_steps}", flush=True)
     color = sys.stdout.isatty()
     for role in [args.role] if args.role else ROLES:
         fits = [problem for problem in splits["train"] if can_learn(problem, role)]

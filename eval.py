@@ -3,7 +3,7 @@ How well, and where does it break? Students are scored on a test split.
 
     python eval.py                                  decomposer and solver on the demo's test split
     python eval.py --method cot --dataset gsm8k     chain of thought, on GSM8K's test split
-    python eval.py --samples 8                      self-consistency: the majority of 8 dialogues
+    python eval.py --samples 8                      self-consistency: 8 dialogues vote
     python eval.py --compare A.jsonl B.jsonl        is the difference more than luck?
     python eval.py --rescore A.jsonl B.jsonl        finished runs again, without students; the mean
 
@@ -416,7 +416,7 @@ def parse_args(argv=None):
     add("--diagnose", action=argparse.BooleanOptionalAction, default=True,
         help="solve again with one thing changed, to see where it broke: over twice the work")
     add("--samples", type=positive, default=1,
-        help=f"dialogues a problem, at temperature {TEMPERATURE}; their majority answers")
+        help=f"dialogues a problem, drawn at temperature {TEMPERATURE}; their answers vote")
     add("--rescore", nargs="+", type=Path, metavar="FILE",
         help="solve nothing; score these runs again")
     add("--compare", nargs=2, type=Path, metavar="FILE", help="solve nothing; compare two runs")
@@ -446,4 +446,7 @@ def main(args):
     print(f"to browse    {report}")
 
 if __name__ == "__main__":
-    main(parse_args())
+    try:
+        main(parse_args())
+    except KeyboardInterrupt:
+        sys.exit("\nInterrupted. The same command goes on where it stopped.")

@@ -294,7 +294,7 @@ def read_safetensors(path):
         return tensors
     except BROKEN as error:
         raise SystemExit(f"{path} cannot be read as a safetensors file: {error}.\n"
-                         "Copy or download it again; a model in parts must be one file.") from None
+                         "Copy, download or train it again; it must be one file.") from None
 
 def read_tensor(raw, shape, dtype):
     if not all(type(side) is int and side >= 0 for side in shape):    # reshape would take -1

@@ -354,7 +354,7 @@ def solve_aloud(problem, students, explain, options):
             screen.show(*piece)
     if elected.ended != "finished":
         print(f"[{elected.ended}]")
-    agreed = f"   ({n_votes} of {len(dialogues)} dialogues)" if pieces else ""
+    agreed = f"   ({n_votes} of {len(dialogues)} dialogues)" if pieces and elected.answer else ""
     print(f"= {elected.answer or 'none found'}{agreed}")
 
 def elect(dialogues):
@@ -394,8 +394,8 @@ def parse_args(argv=None):
     add("--dataset", default="demo", help="use students of this data set")
     add_student_flags(add)
     add("--samples", type=positive,
-        help=f"dialogues drawn at temperature {TEMPERATURE}, whose majority answers; 1: the "
-        "likeliest token always (None: 16 for students from scratch, else 1)")
+        help=f"dialogues drawn at temperature {TEMPERATURE}; their most frequent answer counts. "
+        "1: the likeliest token always (None: 16 for students from scratch, else 1)")
     add("--seed", type=int, default=0, help="of the draws, together with the problem's text")
     return parser.parse_args(argv)
 
@@ -417,7 +417,7 @@ def main(args):
     options = {"method": args.method, "temperature": TEMPERATURE if n_samples > 1 else 0.0,
                "seed": args.seed, "n_samples": n_samples, "calculator": args.calculator}
     if typing:
-        print("Type a problem, then Enter. An empty line ends.", file=sys.stderr)
+        print("Type a problem on one line, without quotes. An empty line ends.", file=sys.stderr)
         while text := input("\nProblem: ").strip():
             solve_aloud(Problem("problem-1", clean(text)), students, args.explain, options)
     elif args.json:

@@ -429,11 +429,19 @@ def main(args):
                                        "command": command} | log[-1]
                 trainer.model.save_pretrained(out, torch.float16)
             save(out, trainer, args, log, best)
-    students = f"--method {args.role} --students {out}"
-    if args.role in ("decomposer", "solver"):
-        students = f"--students {out} FOLDER_OF_ITS_PARTNER"
+    method, students = args.role, args.out
+    if args.role in ("decomposer", "solver"):    # one of a pair: its partner has a folder like this
+        partner = "solver" if args.role == "decomposer" else "decomposer"
+        method, students = "socratic", f"{out} {args.out.replace(args.role, partner)}"
+    command = f"eval.py --dataset {args.dataset.partition('+')[0]} --method {method} " \
+              f"--students {students}"
+    if not all(Path(folder, "config.json").exists() for folder in students.split()):
+        command = shlex.join(["train.py", *sys.argv[1:]]).replace(args.role, partner)
     say(f"\nThe best student is that of step {best[1]} (valid loss {best[0]:.4f}), in {out}\n"
-        f"Next: python eval.py --dataset {args.dataset.partition('+')[0]} {students}")
+        f"Next: python {command}")
 
 if __name__ == "__main__":
-    main(parse_args())
+    try:
+        main(parse_args())
+    except KeyboardInterrupt:
+        sys.exit("\nInterrupted. The same command goes on from the last validation with --resume.")

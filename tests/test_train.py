@@ -276,6 +276,17 @@ def test_a_student_says_what_it_is_and_can_be_trained_on(tmp_path, small):
     assert first["valid_loss"] < fresh["valid_loss"], "it goes on from what it knew"
 
 
+def test_the_next_command_is_the_partners_training_and_then_the_evaluation(tmp_path, small, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["train.py", "--role", "solver", "--out", "a-solver"])
+    out = run(tmp_path, out="a-solver")
+    assert "Next: python train.py --role decomposer --out a-decomposer\n" in capsys.readouterr().out
+    (tmp_path / "b-solver").mkdir()
+    out.rename(tmp_path / "b-decomposer")
+    run(tmp_path, out="b-solver")
+    pair = f"{tmp_path / 'b-solver'} {tmp_path / 'b-decomposer'}"
+    assert f"Next: python eval.py --dataset demo --method socratic --students {pair}\n" in capsys.readouterr().out
+
+
 def test_it_learns_four_problems_by_heart(tmp_path):
     examples, model = examples_of("unified", 4), tiny_student("unified", n_embd=64)
     optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
