@@ -32,8 +32,7 @@ class GPTConfig:    # the names are those of Hugging Face's config.json
     n_head: int = 12
     layer_norm_epsilon: float = 1e-5
 
-# Radford et al. (2019), table 2. Ours: tiny, which learns most in minutes; nano is half of it, mini
-# twice. They are trained from scratch.
+# Radford et al. (2019), table 2. Ours: tiny learns most in minutes; nano is half of it, mini twice.
 SIZES = {
     "nano": GPTConfig(vocab_size=2048, n_embd=96, n_layer=3, n_head=6),
     "tiny": GPTConfig(vocab_size=2048, n_embd=128, n_layer=4, n_head=8),
@@ -64,8 +63,7 @@ class Attention(nn.Module):
         C = config.n_embd
         self.n_head = config.n_head
         self.c_attn = Linear(C, 3 * C, std=C**-0.5)
-        # Every layer adds to the residual stream twice. Starting small keeps its variance from
-        # growing with depth.
+        # Starts small, since every layer adds to the residual stream twice and variances add up.
         self.c_proj = Linear(C, C, std=(2 * config.n_layer * C)**-0.5)
 
     def forward(self, x, cache=None, layer=None):
@@ -117,9 +115,8 @@ class GPT(nn.Module):
         self.wpe = nn.Embedding(config.n_positions, config.n_embd)
         self.h = nn.ModuleList(Block(config) for _ in range(config.n_layer))
         self.ln_f = nn.LayerNorm(config.n_embd, eps=config.layer_norm_epsilon)
-        # From scratch. GPT-2's own 0.02 is far too small for 128 channels. Positions begin as the
-        # waves of Vaswani et al. (2017, section 3.5): with them "the token before me" is a
-        # rotation, and the heads that copy numbers form sooner.
+        # GPT-2's own 0.02 is far too small for 128 channels. Positions begin as waves (Vaswani et
+        # al., 2017, 3.5): with them "the token before me" is a rotation, easy to look for.
         nn.init.normal_(self.wte.weight, std=config.n_embd**-0.5)
         self.wpe.weight.data = waves(config.n_positions, config.n_embd) * config.n_embd**-0.5
 
@@ -229,9 +226,8 @@ class KVCache:
 
     def extend(self, rows, counts, n_columns):
         """
-        Make room for counts[i] more tokens in each of these rows. Fixes, and returns, which
-        positions (R, T) they take, and fixes what they may see (R, 1, T, S), up to the longest row:
-        key position <= query position.
+        Make room for counts[i] more tokens in each of these rows. Fixes and returns their positions
+        (R, T); fixes what they may see (R, 1, T, S): key position <= query position.
         """
         lengths, counts, capacity = self.lengths[rows], torch.as_tensor(counts), self.keys.shape[3]
         needed, longest = int((lengths + counts).max()), int(lengths.max()) + n_columns
