@@ -86,7 +86,7 @@ def table():
 
 def contrast():
     """The lines of the table of the contrast: a row for all seeds of one kind of students."""
-    lines = ["| | right, of | mean |", "|---|---|---|"]
+    lines = ["| | right, seeds 1, 2, 3 | mean |", "|---|---|---|"]
     rows = {}
     for receipt in receipts(RESULTS / "contrast"):
         rows.setdefault(receipt["row"].partition(", seed")[0], []).append(receipt["scores"]["accuracy"]["right (strict)"])

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from fake_teacher import FakeTeacher
-from toy import tiny_student
+from toy import real, tiny_student
 
 import annotate
 import eval
@@ -52,7 +52,8 @@ def test_nothing_but_the_five_packages_is_imported():
 def test_the_readmes_results_are_those_of_the_receipts():
     lines, readme = tables.table(), (ROOT / "README.md").read_text(encoding="utf-8")
     assert len(lines) > 2 and "\n".join(lines) in readme
-    for receipt in tables.receipts():
+    assert "\n".join(tables.contrast()) in readme
+    for receipt in tables.receipts() + tables.receipts(tables.RESULTS / "contrast"):
         figure = receipt["scores"]["accuracy"]["right (strict)"]
         assert wilson(figure["right"], figure["n"]) == (figure["low"], figure["high"])
         assert figure["n"] == receipt["settings"]["n"] and receipt["commit"] and all(receipt["trained_by"].values())
@@ -66,6 +67,16 @@ def test_help_explains_every_flag(name):
     flags = re.findall(r"^  (--[a-z-]+).*(?:\n {10,}.*)*", out, re.MULTILINE)
     explained = re.findall(r"^  --[a-z-]+.*?(?: {2,}|\n {10,})[a-z0-9(]", out, re.MULTILINE | re.IGNORECASE)
     assert len(flags) == len(explained) and 3 <= len(flags) <= 16
+
+
+@real
+@pytest.mark.parametrize("path", sorted((tables.RESULTS / "contrast").glob("*.gz")), ids=lambda path: path.name[:-9])
+def test_the_dialogues_of_the_contrast_have_the_scores_of_their_receipts(path):
+    header, *records = tables.unpack(path)
+    scores = json.loads(path.with_name(path.name.replace(".jsonl.gz", ".json")).read_text(encoding="utf-8"))["scores"]
+    again = eval.score(records)
+    assert all(again[section] == scores[section] for section in scores if section != "where wrong answers broke")
+    assert len(records) == header["settings"]["n"] == 1319
 
 
 def test_from_a_teachers_words_to_a_score(tmp_path, monkeypatch, capsys):
