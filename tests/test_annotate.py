@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 
 import pytest
+import requests
 from fake_teacher import FakeTeacher, dialogue, reply
 
 import annotate
@@ -465,10 +466,24 @@ def test_a_wrong_key_or_name_shows_at_the_first_request(fault, says):
         run(server, limit=24, workers=8)
     assert re.search(says, str(error.value), re.DOTALL) and len(server.log) == 1
 
+@pytest.mark.parametrize("fault", [requests.exceptions.ProxyError("407 Proxy Authentication Required"),
+                                   requests.exceptions.SSLError("certificate verify failed")])
+def test_a_proxy_or_certificate_in_the_way_is_told_at_once_with_its_cause(monkeypatch, fault):
+    tried = []
+
+    def post(url, **more):
+        tried.append(url)
+        raise fault
+
+    monkeypatch.setattr(annotate.requests, "post", post)
+    with FakeTeacher(PROBLEMS) as server, pytest.raises(SystemExit, match=f"no reply: .*{fault}"):
+        run(server, limit=24, workers=8)
+    assert len(tried) == 1
+
 def test_a_server_that_is_down_is_one_clear_message():
     with FakeTeacher(PROBLEMS) as server:
         pass
-    with pytest.raises(SystemExit, match="no reply: ConnectionError\n  Is it running"):
+    with pytest.raises(SystemExit, match="no reply: ConnectionError.*\n  Is it running"):
         run(server)
 
 def test_progress_and_summary(capsys):
