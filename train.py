@@ -429,16 +429,16 @@ def main(args):
                                        "command": command} | log[-1]
                 trainer.model.save_pretrained(out, torch.float16)
             save(out, trainer, args, log, best)
-    method, students = args.role, args.out
-    if args.role in ("decomposer", "solver"):    # one of a pair: its partner has a folder like this
-        partner = "solver" if args.role == "decomposer" else "decomposer"
-        method, students = "socratic", f"{out} {args.out.replace(args.role, partner)}"
-    command = f"eval.py --dataset {args.dataset.partition('+')[0]} --method {method} " \
-              f"--students {students}"
-    if not all(Path(folder, "config.json").exists() for folder in students.split()):
-        command = shlex.join(["train.py", *sys.argv[1:]]).replace(args.role, partner)
+    # Its partner, if it is one of a pair, has a folder like this one.
+    partner = {"decomposer": "solver", "solver": "decomposer"}.get(args.role, args.role)
+    folder = args.out.replace(args.role, partner)
+    command = ["train.py", *(word.replace(args.role, partner) for word in sys.argv[1:])]
+    if Path(folder, "config.json").exists():
+        students = [args.out] if partner == args.role else [args.out, folder]
+        command = ["eval.py", "--dataset", args.dataset.partition("+")[0], "--method",
+                   args.role if partner == args.role else "socratic", "--students", *students]
     say(f"\nThe best student is that of step {best[1]} (valid loss {best[0]:.4f}), in {out}\n"
-        f"Next: python {command}")
+        f"Next: python {shlex.join(command)}")
 
 if __name__ == "__main__":
     try:

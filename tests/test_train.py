@@ -280,11 +280,12 @@ def test_the_next_command_is_the_partners_training_and_then_the_evaluation(tmp_p
     monkeypatch.setattr(sys, "argv", ["train.py", "--role", "solver", "--out", "a-solver"])
     out = run(tmp_path, out="a-solver")
     assert "Next: python train.py --role decomposer --out a-decomposer\n" in capsys.readouterr().out
-    (tmp_path / "b-solver").mkdir()
     out.rename(tmp_path / "b-decomposer")
     run(tmp_path, out="b-solver")
     pair = f"{tmp_path / 'b-solver'} {tmp_path / 'b-decomposer'}"
     assert f"Next: python eval.py --dataset demo --method socratic --students {pair}\n" in capsys.readouterr().out
+    out = run(tmp_path, "--role", "cot", out="my runs")
+    assert f"Next: python eval.py --dataset demo --method cot --students '{out}'\n" in capsys.readouterr().out
 
 
 def test_it_learns_four_problems_by_heart(tmp_path):
