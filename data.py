@@ -33,7 +33,7 @@ import tomllib
 from collections import Counter
 from dataclasses import asdict, dataclass, field, replace
 from fractions import Fraction
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -221,6 +221,7 @@ NUMBER = r"[0-9]+(?:,[0-9]{3})*(?:\.[0-9]+)?|\.[0-9]+"
 OPERATORS = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul,
              ast.Div: operator.truediv}
 
+@lru_cache(1 << 16)    # `renumber` asks for the same values again and again
 def calculate(expression: str) -> str | None:
     """
     The value of an arithmetic expression as the data writes it, or None if it is not arithmetic.
@@ -553,13 +554,11 @@ def renumber(problem: Problem, rng) -> Problem | None:
     unchanged = {value: value for value in (given | constants) - set(free)}
     for _ in range(20):
         drawn = [draw_value(value, rng) for value in free]
-        new = recompute(calculations, unchanged | dict(zip(free, drawn)))
-        if not new or drawn == free:
+        if drawn == free or drawn != sorted(drawn, key=Fraction):    # the smaller one stays smaller
             continue
-        text = replace_numbers(problem.problem, new)
-        # The smaller of two numbers stays the smaller one. The text may not be one that `load_file`
-        # would test on.
-        if drawn == sorted(drawn, key=Fraction) and split_of(clean(text)) == "train":
+        new = recompute(calculations, unchanged | dict(zip(free, drawn)))
+        text = new and replace_numbers(problem.problem, new)
+        if text and split_of(clean(text)) == "train":    # `load_file` may not test on it
             steps = [Step(replace_numbers(step.question, new), replace_numbers(step.solution, new))
                      for step in problem.steps]
             return replace(problem, problem=text, steps=steps, answer=new[problem.answer])
