@@ -33,9 +33,9 @@ from pathlib import Path
 import requests
 from requests.exceptions import ProxyError, SSLError
 
-from data import (CALCULATION, DATASET_HELP, HERE, NUMBER, Problem, Step, calculate, clean,
-                  extract_answer, find_values, load_problems, positive, read_lines, read_toml,
-                  replace_file, run_name, same_answer, segments)
+from data import (CALCULATION, DATASET_HELP, HERE, NUMBER, Problem, Step, calculate, check_shape,
+                  clean, extract_answer, find_values, load_problems, positive, read_lines,
+                  read_toml, replace_file, run_name, same_answer, segments)
 
 RECORDING = HERE / "students" / "demo-teacher.jsonl"    # a real teacher's replies about the demo
 OPENAI = "https://api.openai.com/v1"
@@ -272,7 +272,7 @@ class Run:
         names = ["id", "sample", "problem_sha256"]
         if not self.args.replay:    # a recording takes any prompt
             names += ["messages_sha256", "request_sha256", "teacher"]
-        return tuple(row.get(name) for name in names)
+        return tuple(str(row.get(name)) for name in names)
 
     def annotate_all(self):
         """The first request goes alone, since a wrong key shows there; then many at a time."""
@@ -464,6 +464,8 @@ def read_row(line) -> dict:
     row = json.loads(line)
     if type(row) is not dict or type(row.get("reply")) is not dict:
         raise ValueError("a line of a recording must be an object with a reply, also an object")
+    for name in ("id", "teacher"):
+        check_shape(row.get(name), "", repr(name))
     return row
 
 def main(args):

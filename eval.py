@@ -97,9 +97,10 @@ def read_run(path):
     """(header, records, scores) of a file of predictions. A line that lost its end is left out."""
     try:
         header, *records = read_lines(path, may_be_torn=True)
-        if "settings" not in header:
-            raise ValueError("the first line should hold the settings")
-        return header, records, score(records)
+        run = header, records, score(records)
+        describe(header["settings"], records)    # these two fail where something is missing
+        page([(path, *run)])
+        return run
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise SystemExit(f"{path} is not a whole file of predictions: {error!r}.\n"
                          "They are made with: python eval.py") from None
@@ -132,6 +133,7 @@ def add_gold(record, problem):
     record["gold_subquestions"] = questions if all(questions) else []
     record["subquestions"] = [turn["text"] for turn in record["turns"]
                               if turn["kind"] == "Subquestion"]
+
 def elect(samples):
     """The first of several dialogues that has the elected answer, with all of them beside it."""
     answers = [sample["answer"] for sample in samples]
@@ -251,9 +253,11 @@ def in_words(figure):
     number = f"{n_right:,} of {n:,} = {n_right / n:6.1%}"
     return f"{number:>22s}    {figure['low']:6.1%} to {figure['high']:6.1%}"
 
-def print_scores(settings, records, scores):
-    print(f"\n{settings['method']} on {settings['dataset']}/{settings['split']}: {len(records)} of "
-          f"{settings['n']} problems, sha256 {settings['problems_sha256'][:12]}")
+def describe(settings, records):
+    return (f"{settings['method']} on {settings['dataset']}/{settings['split']}: {len(records)} of "
+            f"{settings['n']} problems, sha256 {settings['problems_sha256'][:12]}")
+
+def print_scores(scores):
     for section, rows in scores.items():
         print(f"\n{section:64s} 95 % interval")
         for row, figure in rows.items():
@@ -431,7 +435,8 @@ def main(args):
         header, records, scores = read_run(path)
         if not records:
             raise SystemExit(f"{path} holds no dialogue yet. Go on with:\n  {header['command']}")
-        print_scores(header["settings"], records, scores)
+        print(f"\n{describe(header['settings'], records)}")
+        print_scores(scores)
         text = json.dumps(header | {"scores": scores}, indent=1)
         replace_file(path.with_suffix(".json"), text.encode())
         print(f"\npredictions  {path}\nscores       {path.with_suffix('.json')}")

@@ -378,7 +378,7 @@ def add_student_flags(add):
         help="compute <<...=...>> for the student")
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
     add("--dtype", default="fp32", choices=("fp32", "bf16", "fp16"),
-        help="of weights and cache; the short ones are faster on a GPU, but round the logits")
+        help="of weights and cache; on a GPU bf16 is faster for large models, but rounds logits")
 
 def parse_args(argv=None):
     parser = argparse.ArgumentParser(
@@ -431,6 +431,7 @@ def main(args):
         for problem in problems:
             print(f"\nProblem: {problem.problem}")    # as the shell has passed it on
             solve_aloud(problem, students, args.explain, options)
+
 if __name__ == "__main__":
     try:
         main(parse_args())

