@@ -3,7 +3,7 @@ The README's tables of results are made from receipts: the scores that eval.py w
 
     python tests/tables.py                                      prints the tables
     python tests/tables.py --add predictions/NAME.json --row 'demo, decomposer and solver'
-    python tests/tables.py --add predictions/NAME.json --row 'cot, seed 1' --folder contrast
+    python tests/tables.py --add predictions/NAME.json --row 'cot, seed 1' --folder contrast       (or beside)
     python tests/tables.py --unpack students/results/contrast/NAME.jsonl.gz
 
 A receipt in students/results/ also holds the commit and the machine. Beside those of the contrast
@@ -32,7 +32,7 @@ KEPT = ("id", "method", "turns", "answer", "ended")    # of a dialogue; the rest
 
 
 def add(path, row, folder):
-    """Keep the scores of a run as a receipt for this row of a table; for the contrast its dialogues too."""
+    """Keep the scores of a run as a receipt for this row of a table; of the contrast itself the dialogues too."""
     receipt = json.loads(path.read_text(encoding="utf-8").replace(f"{ROOT}/", ""))
     receipt["command"] = re.sub(r" --out \S+", "", receipt["command"])
     receipt["row"] = row
@@ -42,7 +42,7 @@ def add(path, row, folder):
     target = RESULTS / folder / path.name
     target.parent.mkdir(parents=True, exist_ok=True)
     target.write_text(json.dumps(receipt, indent=1) + "\n", encoding="utf-8")
-    if folder:
+    if folder == "contrast":
         header, records, _ = eval.read_run(path.with_suffix(".jsonl"))
         lines = [header]
         for record in records:
@@ -85,10 +85,10 @@ def table():
 
 
 def contrast():
-    """The lines of the table of the contrast: a row for all seeds of one kind of students."""
+    """The lines of the table of the contrast, and of what is beside it: a row for all seeds of one kind of students."""
     lines = ["| | right, seeds 1, 2, 3 | mean |", "|---|---|---|"]
     rows = {}
-    for receipt in receipts(RESULTS / "contrast"):
+    for receipt in receipts(RESULTS / "contrast") + receipts(RESULTS / "beside"):
         rows.setdefault(receipt["row"].partition(", seed")[0], []).append(receipt["scores"]["accuracy"]["right (strict)"])
     for row, scores in rows.items():
         n = scores[0]["n"]
@@ -103,7 +103,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--add", metavar="FILE", type=Path, help="the .json file of a run")
     parser.add_argument("--row", help="what the row says")
-    parser.add_argument("--folder", default="", help="of students/results/, for another table; it keeps the dialogues too")
+    parser.add_argument("--folder", default="", help="of students/results/: contrast keeps the dialogues too")
     parser.add_argument("--unpack", metavar="FILE", type=Path, help="write predictions/NAME.jsonl from compressed dialogues")
     args = parser.parse_args()
     if args.unpack:
