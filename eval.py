@@ -28,8 +28,8 @@ from pathlib import Path
 
 from data import (DATASET_HELP, HERE, Step, clean, extract_answer, load_problems, positive,
                   read_lines, replace_file, run_name, same_answer, sha256_of)
-from infer import (TEMPERATURE, add_student_flags, find_students, load_students, pick_device,
-                   read_config, solve, vote)
+from infer import (TEMPERATURE, add_student_flags, chunks, find_students, load_students,
+                   pick_device, read_config, solve, vote)
 
 STAGES = {    # where a wrong answer broke (see `stage`)
     "cut off": "cut off before its end",
@@ -61,8 +61,7 @@ def predict(args):
     del records[len(records) // args.batch_size * args.batch_size:]
     students = load_students(folders, args.device, args.dtype)
     start, n_first = time.time(), len(records)
-    while len(records) < len(problems):
-        batch = problems[len(records):len(records) + args.batch_size]
+    for batch in chunks(problems[n_first:], args.batch_size):
         records += solve_batch(args, batch, students)
         replace_file(path, *(json.dumps(line).encode() + b"\n" for line in (header, *records)))
         share = sum(map(is_right, records)) / len(records)
@@ -80,15 +79,13 @@ def make_header(args, folders, problems):
     settings |= {"device": device.type, "dtype": str(dtype).removeprefix("torch.")}
     settings["n"] = len(problems)
     settings["problems_sha256"] = sha256("\n".join(problem.to_json() for problem in problems))
-    trained = {}
-    for role, folder in folders.items():
-        settings[f"{role}_sha256"] = sha256_of(folder / "model.safetensors")
-        trained[role] = read_config(folder / "config.json")[1].get("command")
-    for name in ("data.py", "gpt.py", "infer.py", "eval.py"):
-        settings[f"{name}_sha256"] = sha256_of(HERE / name)
+    files = {role: folder / "model.safetensors" for role, folder in folders.items()}
+    files |= {name: HERE / name for name in ("data.py", "gpt.py", "infer.py", "eval.py")}
+    settings |= {f"{name}_sha256": sha256_of(path) for name, path in files.items()}
     return {"settings": settings, "command": shlex.join(["python", "eval.py", *sys.argv[1:]]),
             "students": {role: str(folder) for role, folder in folders.items()},
-            "trained_by": trained}
+            "trained_by": {role: read_config(folder / "config.json")[1].get("command")
+                           for role, folder in folders.items()}}
 
 def sha256(text):
     return hashlib.sha256(text.encode()).hexdigest()
@@ -112,14 +109,12 @@ def solve_batch(args, problems, students):
         dialogues = solve(problems, students, args.method, args.batch_size, **options)
         return [dialogue.to_json() | {"gold": dialogue.problem.answer} for dialogue in dialogues]
 
-    records = run(problems, n_samples=args.samples,
-                  temperature=TEMPERATURE if args.samples > 1 else 0.0)
+    records = run(problems, n_samples=args.samples)
     if args.samples > 1:
-        records = [elect(records[at:at + args.samples])
-                   for at in range(0, len(records), args.samples)]
+        records = [elect(samples) for samples in chunks(records, args.samples)]
     for record, problem in zip(records, problems):
         add_gold(record, problem)
-    if args.diagnose and args.samples == 1:
+    if args.diagnose:
         diagnose(args, records, problems, run)
     return records
 
@@ -161,18 +156,14 @@ def diagnose(args, records, problems, run):
             chosen[switched].append((record, problem, None))
         ours, gold = record["subquestions"], record["gold_subquestions"]
         if args.method == "socratic" and gold:
-            given = [Step(question) for question in gold]
-            chosen["gold subquestions"].append((record, problem, given))
+            chosen["gold subquestions"].append((record, problem, list(map(Step, gold))))
             solutions = [step.solution for step in problem.steps]
             if len(ours) == len(gold) and all(solutions):
-                given = [Step(*step) for step in zip(ours, solutions)]
-                chosen["gold solutions"].append((record, problem, given))
+                chosen["gold solutions"].append((record, problem, list(map(Step, ours, solutions))))
     for name, rows in chosen.items():
         if rows:
             broken, again, given = zip(*rows)
-            options = {"given": given}
-            if name == switched:
-                options = {"calculator": not args.calculator}
+            options = {"calculator": not args.calculator} if name == switched else {"given": given}
             for record, dialogue in zip(broken, run(again, **options)):
                 record["oracles"][name] = dialogue
 
@@ -216,11 +207,10 @@ def score(records):
             scores.setdefault(section, {}).setdefault(row, []).append(hit)
         if record["subquestions"] and record["gold_subquestions"]:
             pairs.append((" ".join(record["subquestions"]), " ".join(record["gold_subquestions"])))
-    broke = [stage(record) for record in records if not is_right(record)]
-    for name, title in STAGES.items():
-        if name in broke:
-            rows = scores.setdefault("where wrong answers broke", {})
-            rows[title] = [place == name for place in broke]
+    broke = [STAGES[stage(record)] for record in records if not is_right(record)]
+    if broke:
+        scores["where wrong answers broke"] = {
+            row: [place == row for place in broke] for row in STAGES.values() if row in broke}
     for rows in scores.values():
         for row, hits in rows.items():
             low, high = wilson(sum(hits), len(hits))
@@ -375,14 +365,12 @@ def bar(figure):
 
 def dialogue_block(record):
     """A problem and its dialogue, folded; below it gold, and what was answered with an oracle."""
+    turns, steps, oracles = record["turns"], record["gold_steps"], record.get("oracles", {})
     lines = [("", record["problem"])]
-    for turn in record["turns"]:
-        lines.append((turn["kind"], f"{turn['kind']}: {turn['text']}"))
-    for step in record["gold_steps"]:
-        lines.append(("gold", f"gold: {step['question']} {step['solution']}"))
-    lines.append(("gold", f"gold answer: {record['gold']}"))
-    for name, dialogue in record.get("oracles", {}).items():
-        lines.append(("gold", f"with {name}: {dialogue['answer']}"))
+    lines += [(turn["kind"], f"{turn['kind']}: {turn['text']}") for turn in turns]
+    lines += [("gold", f"gold: {step['question']} {step['solution']}") for step in steps]
+    lines += [("gold", f"gold answer: {record['gold']}")]
+    lines += [("gold", f"with {name}: {dialogue['answer']}") for name, dialogue in oracles.items()]
     block = f"\n<details><summary>{html.escape(record['problem'][:90])}</summary>"
     for kind, line in lines:
         block += f'<p class="{html.escape(kind)}" dir="auto">{html.escape(line)}</p>'
@@ -390,15 +378,14 @@ def dialogue_block(record):
 
 def curve(role, folder):
     """The training's loss as a picture, on a logarithmic scale; nothing if there is no log."""
-    log, steps, losses = folder / "log.jsonl", [], []
-    for line in read_lines(log, may_be_torn=True) if log.exists() else []:
-        if line.get("loss", 0) > 0:    # the line of a validation has none
-            steps.append(line["step"])
-            losses.append(line["loss"])
-    if not steps:
+    log = folder / "log.jsonl"
+    lines = read_lines(log, may_be_torn=True) if log.exists() else []
+    # The line of a validation has no loss.
+    losses = {line["step"]: line["loss"] for line in lines if line.get("loss", 0) > 0}
+    if not losses:
         return ""
-    last, low, high = steps[-1], min(losses), max(losses)
-    line = " ".join(f"{step} {-math.log(loss):.3f}" for step, loss in zip(steps, losses))
+    last, low, high = max(losses), min(losses.values()), max(losses.values())
+    line = " ".join(f"{step} {-math.log(loss):.3f}" for step, loss in losses.items())
     box = f"0 {-math.log(high):.3f} {last} {math.log(high / low):.3f}"
     return (f"\n<h3>training the {html.escape(role)}: loss {high:.2f} to {low:.3f} nats a token in "
             f'{last:,} steps</h3>\n<svg viewBox="{box}" preserveAspectRatio="none">'
@@ -424,7 +411,9 @@ def parse_args(argv=None):
     add("--rescore", nargs="+", type=Path, metavar="FILE",
         help="solve nothing; score these runs again")
     add("--compare", nargs=2, type=Path, metavar="FILE", help="solve nothing; compare two runs")
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    args.diagnose = args.diagnose and args.samples == 1    # voters are not diagnosed
+    return args
 
 def main(args):
     if args.compare:
@@ -441,8 +430,7 @@ def main(args):
         replace_file(path.with_suffix(".json"), text.encode())
         print(f"\npredictions  {path}\nscores       {path.with_suffix('.json')}")
         runs.append((path, header, records, scores))
-        strict = scores["accuracy"]["right (strict)"]
-        shares.append(strict["right"] / strict["n"])
+        shares.append(sum(map(is_right, records)) / len(records))
     if len(runs) > 1:
         print(f"\n{len(runs)} runs: right (strict) {sum(shares) / len(runs):.1%} on average, "
               f"from {min(shares):.1%} to {max(shares):.1%}")

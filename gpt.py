@@ -12,7 +12,6 @@ Shapes  B rows   T tokens   C channels   H heads   D = C // H   V vocabulary
 
 import json
 import os
-import struct
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from textwrap import shorten
@@ -264,8 +263,8 @@ class KVCache:
 # ------------------------------------------------------------ safetensors and config.json
 
 DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-BROKEN = (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RuntimeError,
-          struct.error)    # what a missing or damaged file can lead to
+# What a missing or damaged file can lead to.
+BROKEN = (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RuntimeError)
 
 def read_safetensors(path):
     """
@@ -277,7 +276,7 @@ def read_safetensors(path):
         data = bytearray(path.stat().st_size)
         with open(path, "rb") as file:
             file.readinto(data)                                         # one copy, not two
-        (n_header,) = struct.unpack_from("<Q", data)
+        n_header = int.from_bytes(data[:8], "little")
         if n_header > len(data) - 8:
             raise ValueError("the header is cut off")
         header = json.loads(data[8:8 + n_header])
@@ -312,7 +311,7 @@ def write_safetensors(path, tensors):
                         "data_offsets": [begin, offset]}
     head = json.dumps(header).encode()
     head += b" " * (-len(head) % 8)                                     # the numbers start aligned
-    replace_file(path, struct.pack("<Q", len(head)), head, *chunks)
+    replace_file(path, len(head).to_bytes(8, "little"), head, *chunks)
 
 # What config.json says besides the shape. With other values it would be another function.
 GPT2 = {"model_type": "gpt2", "activation_function": "gelu_new", "scale_attn_weights": True,

@@ -101,9 +101,10 @@ class Job:
     forced  the tokens that the calculator still has to write
     """
 
-    def __init__(self, dialogue, student, cues, calculator, on_text):
-        self.dialogue, self.cues, self.calculator = dialogue, cues, calculator
+    def __init__(self, dialogue, student, steps, calculator, on_text):
+        self.dialogue, self.calculator = dialogue, calculator
         self.role, self.tokenizer = student.role, student.tokenizer
+        self.cues = make_cues(dialogue.problem, self.role, steps)
         self.on_text = partial(on_text, dialogue)
         self.rng = random.Random(f"{dialogue.seed} {self.role} {dialogue.problem.problem}")
         self.n_tokens, self.n_positions = 0, student.model.config.n_positions
@@ -168,7 +169,7 @@ class Job:
             kind, rest = "Subquestion" if self.role == "decomposer" else "Solution", text
         self.dialogue.turns.append(Turn(self.role, kind, rest.strip()))
         if kind == "Answer":
-            self.dialogue.answer = extract_answer(f"Answer:{rest}")
+            self.dialogue.answer = extract_answer(text)
         self.on_text(self.role, b"\n")
 
     def go_on(self, is_end):
@@ -222,7 +223,7 @@ def write(student, jobs, temperature=0.0, explain=False):
                 active[row] = active[-1]
                 active.pop()
 
-def solve(problems, students, method="socratic", batch_size=64, temperature=0.0, seed=0,
+def solve(problems, students, method="socratic", batch_size=64, temperature=None, seed=0,
           n_samples=1, calculator=True, explain=False, on_text=lambda *piece: None, given=None):
     """
     Solve problems [Problem] with students {role: Student}. Returns [Dialogue], in the same order,
@@ -234,26 +235,27 @@ def solve(problems, students, method="socratic", batch_size=64, temperature=0.0,
     given       [[Step, ...], ...], a list for each dialogue: the solver gets these steps and fills
                 the solutions that are empty; nobody is asked
     """
+    if temperature is None:    # dialogues that vote must differ
+        temperature = TEMPERATURE if n_samples > 1 else 0.0
     dialogues = [Dialogue(problem, method, seed + n)
                  for problem in problems for n in range(n_samples)]
 
     def ask(role, steps):
-        jobs = []
-        for dialogue, own_steps in zip(dialogues, steps):
-            if dialogue.ended == "finished":
-                cues = make_cues(dialogue.problem, role, own_steps)
-                jobs.append(Job(dialogue, students[role], cues, calculator, on_text))
-        for at in range(0, len(jobs), batch_size):
-            write(students[role], jobs[at:at + batch_size], temperature, explain)
+        jobs = [Job(dialogue, students[role], its_steps, calculator, on_text)
+                for dialogue, its_steps in zip(dialogues, steps) if dialogue.ended == "finished"]
+        for batch in chunks(jobs, batch_size):
+            write(students[role], batch, temperature, explain)
 
     if given is None:
         ask(METHODS[method][0], [()] * len(dialogues))
-        given = []
-        for dialogue in dialogues:
-            given.append([Step(question) for question in dialogue.texts("Subquestion")])
+        given = [list(map(Step, dialogue.texts("Subquestion"))) for dialogue in dialogues]
     if method == "socratic":
         ask("solver", given)
     return dialogues
+
+def chunks(items, n):
+    """The items in lists of n; the last one may be shorter."""
+    return [items[at:at + n] for at in range(0, len(items), n)]
 
 def vote(answers):
     """
@@ -268,10 +270,7 @@ def vote(answers):
 # ------------------------------------------------------------ which students
 
 def find_students(method, folders=None, dataset="demo", model="tiny"):
-    """
-    {role: folder} of a method: those named, else those that you trained on this data set, else, for
-    any data set, the embedded ones.
-    """
+    """{role: folder}: those named; else yours, of this data set; else the embedded, for any."""
     roles, folders = METHODS[method], list(map(Path, folders or []))
     named = [str(read_config(folder / "config.json")[1].get("role")) for folder in folders]
     found = dict(zip(named, folders))
@@ -400,7 +399,7 @@ def parse_args(argv=None):
     return parser.parse_args(argv)
 
 def main(args):
-    typing = args.problem is None and args.file is None and sys.stdin.isatty()
+    typing = not (args.problem is not None or args.file or args.json) and sys.stdin.isatty()
     if args.problem is not None:
         problems = [Problem("", clean(args.problem))] if args.problem.strip() else []
     else:
@@ -413,20 +412,17 @@ def main(args):
     folders = find_students(args.method, args.students, args.dataset, args.model)
     students = load_students(folders, args.device, args.dtype)
     is_small = all(student.tokenizer.name == "tiny" for student in students.values())
-    n_samples = args.samples or (16 if is_small else 1)
-    options = {"method": args.method, "temperature": TEMPERATURE if n_samples > 1 else 0.0,
-               "seed": args.seed, "n_samples": n_samples, "calculator": args.calculator}
+    options = {"method": args.method, "seed": args.seed, "calculator": args.calculator,
+               "n_samples": args.samples or (16 if is_small else 1)}
     if typing:
         print("Type a problem on one line, without quotes. An empty line ends.", file=sys.stderr)
         while text := input("\nProblem: ").strip():
             solve_aloud(Problem("problem-1", clean(text)), students, args.explain, options)
     elif args.json:
-        for at in range(0, len(problems), 64):
-            dialogues = solve(problems[at:at + 64], students, **options)
-            while dialogues:
-                elected, n_votes = elect(dialogues[:n_samples])
+        for batch in chunks(problems, 64):
+            for dialogues in chunks(solve(batch, students, **options), options["n_samples"]):
+                elected, n_votes = elect(dialogues)
                 print(json.dumps(elected.to_json() | {"votes": n_votes}, ensure_ascii=False))
-                del dialogues[:n_samples]
     else:
         for problem in problems:
             print(f"\nProblem: {problem.problem}")    # as the shell has passed it on

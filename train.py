@@ -56,17 +56,16 @@ def make_examples(problems, role, model, learn_all=False):
     tokenizer, examples = model.get_tokenizer(), []
     for problem in problems:
         if can_learn(problem, role):
-            parts = segments(problem, role)
-            if learn_all:
-                parts = [Segment(part.text, True) for part in parts]
+            parts = [Segment(part.text, part.learned or learn_all)
+                     for part in segments(problem, role)]
             examples.append(encode(parts, tokenizer))
     # An example that is too long is dropped: cutting it would cut its answer off.
     return [example for example in examples if length(example) <= model.config.n_positions]
 
 def with_other_numbers(problems, seed, epoch):
     """The problems as one epoch shows them: renumbered where that is safe."""
-    rngs = [random.Random(f"{seed}-{epoch}-{problem.id}") for problem in problems]
-    return [renumber(problem, rng) or problem for problem, rng in zip(problems, rngs)]
+    return [renumber(problem, random.Random(f"{seed}-{epoch}-{problem.id}")) or problem
+            for problem in problems]
 
 def length(example):
     return len(example[0])
@@ -183,10 +182,9 @@ class Trainer:
     @torch.no_grad()
     def validate(self, valid_batches):
         """The mean loss of a learned token, in nats."""
-        total = 0
-        for batch in valid_batches:
-            with self.autocast:
-                total += summed_loss(self.model, *collate(batch, self.device)).item()
+        with self.autocast:
+            total = sum(summed_loss(self.model, *collate(batch, self.device)).item()
+                        for batch in valid_batches)
         if not math.isfinite(total):
             raise FloatingPointError(f"the valid loss is {total}")
         return total / sum(map(count_learned, valid_batches))
@@ -330,11 +328,10 @@ def resume(path, trainer, args):
     if path.exists():
         saved = torch.load(path, map_location=trainer.device, weights_only=True)
         log, best = saved["log"], saved["best"]
-        differing = dict(saved["args"].items() - vars(args).items())
-        for free in ("resume", "out", "device"):
-            differing.pop(free, None)
-        if differing:
-            raise SystemExit(f"{path.parent} was started with other flags or problems: {differing}")
+        other = sorted(saved["args"].items() - vars(args).items())
+        other = {flag: old for flag, old in other if flag not in ("resume", "out", "device")}
+        if other:
+            raise SystemExit(f"{path.parent} was started with other flags or problems: {other}")
         for part, state in zip(trainer.parts, saved["states"], strict=True):
             part.load_state_dict(state)
     if WORLD > 1:    # another machine may have another file, or none
@@ -433,6 +430,9 @@ def main(args):
     partner = {"decomposer": "solver", "solver": "decomposer"}.get(args.role, args.role)
     folder = args.out.replace(args.role, partner)
     command = ["train.py", *(word.replace(args.role, partner) for word in sys.argv[1:])]
+    if folder == args.out and partner != args.role:    # the role is no part of the name
+        folder += f"-{partner}"
+        command += ["--out", folder]    # the last --out counts
     if Path(folder, "config.json").exists():
         students = [args.out] if partner == args.role else [args.out, folder]
         command = ["eval.py", "--dataset", args.dataset.partition("+")[0], "--method",

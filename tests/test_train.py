@@ -286,6 +286,9 @@ def test_the_next_command_is_the_partners_training_and_then_the_evaluation(tmp_p
     assert f"Next: python eval.py --dataset demo --method socratic --students {pair}\n" in capsys.readouterr().out
     out = run(tmp_path, "--role", "cot", out="my runs")
     assert f"Next: python eval.py --dataset demo --method cot --students '{out}'\n" in capsys.readouterr().out
+    monkeypatch.setattr(sys, "argv", ["train.py", "--role", "solver", "--out", "t1"])
+    out = run(tmp_path, out="t1")    # a name that does not say the role
+    assert f"Next: python train.py --role decomposer --out t1 --out {out}-decomposer\n" in capsys.readouterr().out
 
 
 def test_it_learns_four_problems_by_heart(tmp_path):
