@@ -92,10 +92,9 @@ def make_reply(problem: Problem, role: str) -> str:
 def read_example(text: str) -> Problem:
     """A solved example of students/exemplars.toml."""
     said = read_dialogue(text, "unified")
-    steps = [Step(*pair) for pair in zip(said["Subquestion"], said["Solution"])]
-    facts = re.findall("^Fact: (.*)", text, re.MULTILINE)
-    return Problem("example", re.match("Problem: (.*)", text)[1], steps, said["Answer"][0],
-                   evidence=facts)
+    steps = list(map(Step, said["Subquestion"], said["Solution"]))
+    problem, facts = re.match("Problem: (.*)", text)[1], re.findall("(?m)^Fact: (.*)", text)
+    return Problem("example", problem, steps, said["Answer"][0], evidence=facts)
 
 # ------------------------------------------------------------ reading the reply
 
@@ -171,7 +170,7 @@ def judge(problem: Problem, reply: dict, mode: str, teacher: str) -> Problem:
         solutions = [step.solution for step in problem.steps]
     if len(questions) != len(solutions):
         raise Rejected("not one line for each step")
-    steps = [Step(*pair) for pair in zip(questions, solutions)]
+    steps = list(map(Step, questions, solutions))
     if role != "decomposer":
         steps = judge_solutions(problem, steps, said["Answer"])
     judge_questions(problem, steps)
@@ -213,9 +212,8 @@ def check_calculations(solution: str) -> list[str]:
             raise Rejected(f"false arithmetic: {expression}={result}")
         # All arithmetic before it counts, so that it is not cut out of a larger equation.
         before = re.search(r"[-\d\s.,+*/^()%$=×÷−]*$", solution[:match.start()])[0]
-        before = re.sub(r"[\s$]", "", before).lstrip(".,")
-        same = re.sub(r"[\s$]", "", expression).lstrip(".,")
-        after = re.match(rf"\$?(-?(?:{NUMBER}))(?!\s*[*/+^=])", solution[match.end():])
+        before, same = (re.sub(r"[\s$]", "", text).lstrip(".,") for text in (before, expression))
+        after = re.match(rf"\$?(-?{NUMBER})(?!\s*[*/+^=])", solution[match.end():])
         if before != f"{same}=" or not after or after[1] != result:
             raise Rejected(f"an annotation that does not fit its text: {solution}")
         if re.search(r"[\d)%]\s*[-+*/×÷−]", expression):    # not so in <<5=5>>
@@ -231,11 +229,6 @@ def judge_questions(problem, steps) -> None:
         if find_numbers(step.question) & secrets:
             raise Rejected(f"a subquestion gives a result away: {step.question}")
 
-SMALL = ("zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen "
-         "fifteen sixteen seventeen eighteen nineteen").split()
-TENS = "twenty thirty forty fifty sixty seventy eighty ninety".split()
-VALUES = dict(zip(SMALL, range(20))) | dict(zip(TENS, range(20, 100, 10)))
-
 def find_numbers(text: str) -> set[str]:
     """
     The numbers that a text states, in digits or words. "One" is none: it may be a pronoun.
@@ -243,10 +236,11 @@ def find_numbers(text: str) -> set[str]:
     >>> sorted(find_numbers("Thirty-one of 1,000 pens, one card"))
     ['1000', '31']
     """
-    numbers = set(find_values(text))
+    numbers, values = set(find_values(text)), read_toml("numbers.toml")["cardinals"]
     for word in re.findall("[a-z]+(?:-[a-z]+)?", text.lower()):
-        if word != "one" and all(part in VALUES for part in word.split("-")):
-            numbers.add(str(sum(VALUES[part] for part in word.split("-"))))
+        parts = word.split("-")
+        if word != "one" and values.keys() >= set(parts):
+            numbers.add(str(sum(int(values[part]) for part in parts)))
     return numbers
 
 # ------------------------------------------------------------ the run
@@ -385,10 +379,11 @@ class Run:
         raise RuntimeError(error)
 
     def cost(self, reply) -> float:
-        usage, (price_in, price_out) = reply.get("usage") or {}, self.args.price
-        n_in, n_out = usage.get("prompt_tokens") or 0, usage.get("completion_tokens") or 0
-        # Some servers count the tokens of hidden reasoning in the total only.
-        n_out = max(n_out, (usage.get("total_tokens") or 0) - n_in)
+        usage, (price_in, price_out) = reply.get("usage"), self.args.price
+        counts = usage if type(usage) is dict else {}
+        n_in, n_out, n_all = (n if type(n := counts.get(name)) is int else 0 for name in
+                              ("prompt_tokens", "completion_tokens", "total_tokens"))
+        n_out = max(n_out, n_all - n_in)    # hidden reasoning may be in the total only
         return (n_in * price_in + n_out * price_out) / 1e6
 
     def finish(self, out) -> int:
@@ -432,6 +427,9 @@ def server_url(text):
     url = text.rstrip("/")
     return f"{url}/v1" if re.fullmatch("(https?://)?[^/]*", url) else url    # a bare host
 
+def json_object(text):
+    return {} | json.loads(text)
+
 def prices(text):
     price_in, price_out = map(float, text.split(","))
     return price_in, price_out
@@ -447,7 +445,7 @@ def parse_args(argv=None):
         help="what the teacher writes; socratic-gt: what the record lacks; cot: solutions only")
     add("--teacher", metavar="NAME", help="the model to ask, as its server calls it")
     add("--base-url", type=server_url, default=OPENAI, help="an OpenAI-compatible chat server")
-    add("--body", type=json.loads, default="{}", metavar="JSON",
+    add("--body", type=json_object, default="{}", metavar="JSON",
         help="merged into every request; null removes a field")
     add("--workers", type=positive, default=8, help="requests at a time")
     add("--tries", type=positive, default=3,
@@ -478,7 +476,8 @@ def main(args):
             raise SystemExit("Which teacher? Name the model as its server does: --teacher NAME\n"
                              "  The recorded one has seen demo problems only, in mode socratic.")
         args.replay = RECORDING
-    split = "all" if args.dataset.endswith(".jsonl") else "train"
+    is_file = args.dataset.endswith(".jsonl") and "+" not in args.dataset
+    split = "all" if is_file else "train"
     limit = args.limit or (40 if name == "demo" else None)
     problems = [problem for problem in load_problems(args.dataset, split, limit=limit)
                 if problem.answer.strip()]    # without a gold answer no reply can be judged

@@ -24,7 +24,7 @@ import base64
 import hashlib
 import json
 import math
-import operator
+import operator as op
 import os
 import random
 import re
@@ -217,9 +217,8 @@ def show(parts: list[Segment], color=False) -> str:
 
 # ------------------------------------------------------------ arithmetic
 
-NUMBER = r"[0-9]+(?:,[0-9]{3})*(?:\.[0-9]+)?|\.[0-9]+"
-OPERATORS = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul,
-             ast.Div: operator.truediv}
+NUMBER = r"(?:[0-9]+(?:,[0-9]{3})*(?:\.[0-9]+)?|\.[0-9]+)"
+OPERATORS = {ast.Add: op.add, ast.Sub: op.sub, ast.Mult: op.mul, ast.Div: op.truediv}
 
 @lru_cache(1 << 16)    # `renumber` asks for the same values again and again
 def calculate(expression: str) -> str | None:
@@ -265,7 +264,7 @@ def format_number(value: Fraction) -> str:
 
 DASHES = str.maketrans("‐‑‒–−－", "------")    # all that may mean minus
 # A minus sign counts only if it does not stand between two numbers, as in "5-10 minutes".
-VALUE = rf"(?:(?<![\w.,)])-)?[ $€£]{{0,3}}(?:{NUMBER})(?:/(?:{NUMBER}))?"
+VALUE = rf"(?:(?<![\w.,)])-)?[ $€£]{{0,3}}{NUMBER}(?:/{NUMBER})?"
 
 def extract_answer(text: str, lenient=False) -> str | None:
     r"""
@@ -280,7 +279,7 @@ def extract_answer(text: str, lenient=False) -> str | None:
     block = re.search(r"(?:\bAnswer:|####)([^\n]*)", text)
     if block:
         sides = re.sub("<<.*?>>", "", block[1]).split("=")
-        values = [value for side in sides if (value := read_value(side)) is not None]
+        values = [value for value in map(read_value, sides) if value]
         return values[-1] if values else None
     found = re.findall(rf"(?i){VALUE}|\b(?:yes|no)\b(?=[.,;!]|\W*$)", text)
     return read_value(found[-1]) if lenient and found else None
@@ -408,8 +407,7 @@ def load_problems(dataset, split, data_dir=None, limit=None, annotations=None) -
         by_id = {record.id: record for record in read_records(annotations)}
         matching = [problem for problem in problems if problem.id in by_id]
         for problem in matching:
-            annotation = by_id[problem.id]
-            problem.steps, problem.source = annotation.steps, annotation.source
+            problem.steps, problem.source = by_id[problem.id].steps, by_id[problem.id].source
         print(f"{annotations}: {len(by_id)} annotations, {len(matching)} match the "
               f"{len(problems)} problems of {name}/{split}", file=sys.stderr)
         return problems if "+" in dataset else matching    # other parts stay as they are
@@ -518,7 +516,7 @@ def load_strategyqa(split, data_dir) -> list[Problem]:
 # ------------------------------------------------------------ the same story with other numbers
 
 # A number that may not change: part of a fraction, a time, a percentage or an ordinal
-FIXED = rf"[/:]\s?(?:{NUMBER})|(?:{NUMBER})(?=\s?[/:%]| ?percent| ?[ap]\.?m\b|st\b|nd\b|rd\b|th\b)"
+FIXED = rf"[/:]\s?{NUMBER}|{NUMBER}(?=\s?[/:%]| ?percent| ?[ap]\.?m\b|st\b|nd\b|rd\b|th\b)"
 CALCULATION = re.compile(r"<<([^<>=]*)=([^<>=]*)>>")
 
 def renumber(problem: Problem, rng) -> Problem | None:
@@ -547,7 +545,7 @@ def renumber(problem: Problem, rng) -> Problem | None:
         computed.add(value)
         used |= operands
     is_explained = set(find_values(f"{told} {solved}")) <= given | computed | constants
-    is_computed = problem.answer in computed and not re.search(rf"=\s*\$?(?:{NUMBER})", solved)
+    is_computed = problem.answer in computed and not re.search(rf"=\s*\$?{NUMBER}", solved)
     if not is_explained or not is_computed:
         return None
     free = sorted((given & used) - find_fixed(told, solved, used), key=Fraction)
@@ -575,9 +573,10 @@ def is_sound(expression: str, value: str | None) -> bool:
 
 def find_fixed(told: str, solved: str, used: set[str]) -> set[str]:
     """The values that must stay: part of a time, a percentage, ..., or said by a word too."""
-    marked = re.findall(FIXED, told) + re.findall(rf"(?:{NUMBER})\s?%", solved)
+    marked = re.findall(FIXED, told) + re.findall(rf"{NUMBER}\s?%", solved)
     fixed = {"0", "1", *map(str, range(1900, 2100)), *find_values(" ".join(marked))}
-    words = read_toml("numbers.toml")["words"]
+    table = read_toml("numbers.toml")
+    words = table["cardinals"] | table["words"]
     for word in re.findall("[a-z]+", f"{told} {solved}".lower()):
         fixed.update(words.get(word, "").split())
     for value in find_values(told):    # 20 stays where 0.2, 1.2, 0.8 or 80 is used
@@ -603,9 +602,8 @@ def recompute(calculations, new: dict[str, str]) -> dict[str, str] | None:
     for expression, result in calculations:
         text, old = replace_numbers(expression, new), calculate(result)
         value = calculate(text)
-        if not is_sound(text, value) or "." in value and "." not in old:
-            return None
-        if new.setdefault(old, value) != value:
+        is_alike = is_sound(text, value) and ("." in old or "." not in value)
+        if not is_alike or new.setdefault(old, value) != value:
             return None
     return new if len(set(new.values())) == len(new) else None
 
@@ -634,9 +632,7 @@ def story_table(dataset):
     columns = {kind: names.split() for kind, names in table["columns"].items()}
     words = {kind: [read_word(row, columns[kind]) for row in rows.split()]
              for kind, rows in table["words"].items()}
-    empty = {"draw": {}, "let": {}, "step": [], "check": [], "tense": "any", "person": "A",
-             "rename": {}}
-    events = [empty | event | {"name": name} for name, event in table["event"].items()]
+    events = [table["unsaid"] | event | {"name": name} for name, event in table["event"].items()]
     return table | {"columns": columns, "words": words, "event": events}
 
 def merge(old, new):
@@ -745,10 +741,9 @@ class Story:
         for name, number in numbers.items():
             for kind, texts in self.table["numbers"].items():
                 self.words[f"{name}_{kind}"] = texts.get(str(number), "?")
-        found = []
         for name, text in event["let"].items():
             self.words[name] = calculate(text.format(**self.words))
-            found.append(self.words[name])
+        found = [self.words[name] for name in event["let"]]
         for step in event["step"]:
             self.compute(step)
             found.append(self.words["up" if step.get("decimal") else "z"])
@@ -775,7 +770,7 @@ class Story:
                 words[name] = self.table["numbers"]["word"].get(str(words[name]), words[name])
         text = re.sub(r" +(?=[ ?.,])", "", text.format(**words))
         text = re.sub(r"\ba (?=[aeio])", "an ", text)
-        return re.sub(r"(^|[.?!] )([a-z])", lambda m: m[1] + m[2].upper(), text)
+        return re.sub(r"(?:^|[.?!] )[a-z]", lambda m: m[0].upper(), text)
 
     def finish(self) -> Problem:
         """The whole story. Half of them ask "in the end?", and some hold a useless number."""

@@ -607,3 +607,20 @@ def test_a_damaged_name_in_a_recording_is_told(tmp_path, monkeypatch, damage, wo
             annotate.main(command)
     else:
         assert annotate.main(command) == 0
+
+
+@pytest.mark.parametrize("usage", [[], "free", {"prompt_tokens": "many", "completion_tokens": None}, {"total_tokens": 1.5}])
+def test_a_usage_that_counts_nothing_costs_nothing(tmp_path, monkeypatch, usage):
+    monkeypatch.chdir(tmp_path)
+    row = json.loads(annotate.RECORDING.read_text(encoding="utf-8").split("\n")[0])
+    row["reply"]["usage"] = usage
+    Path("a.jsonl").write_text(json.dumps(row) + "\n")
+    run = annotate.Run(annotate.parse_args(["--price", "1,1"]), [], Path("x"), [row])
+    assert run.spent == 0
+
+
+@pytest.mark.parametrize("body", ["[1]", "3", "{"])
+def test_a_body_is_an_object(capsys, body):
+    with pytest.raises(SystemExit):
+        annotate.parse_args(["--body", body])
+    assert "argument --body: invalid json_object value" in capsys.readouterr().err

@@ -627,3 +627,12 @@ def test_half_of_gsm8k_can_be_told_with_other_numbers_and_all_of_it_is_true():
         assert all(calculate(f"{a}-({b})") == "0" for a, b in data.CALCULATION.findall(text))
         assert problem.answer in results and Fraction(problem.answer) < 1_000_000
         assert re.sub(data.NUMBER, "#", problem.problem) == re.sub(data.NUMBER, "#", old.problem), "only numbers change"
+
+
+@pytest.mark.parametrize("dataset", STORIES)
+def test_there_is_a_word_for_every_event_that_draws_one(dataset):
+    """A story never uses a word twice: with fewer words than events, a draw would never end."""
+    table = data.story_table(dataset)
+    for kind, own in table["columns"].items():
+        users = [event for event in table["event"] if set(re.findall(r"{(\w+)}", str(event))) & set(own)]
+        assert len(table["words"][kind]) >= min(len(users), 9), "a story has at most 9 events"
