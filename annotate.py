@@ -330,13 +330,13 @@ class Run:
             return self.on_disk[self.key(row)]
         if self.args.replay:
             raise RuntimeError("the recording holds fewer replies")
-        if self.args.budget is not None and self.spent >= self.args.budget:
-            raise Stop(f"the budget of {self.args.budget:g} is spent")
         if self.args.dry_run:    # English has 3 to 4 characters a token
             n_out = body.get("max_tokens") or body.get("max_completion_tokens")
             self.spent += self.cost({"usage": {"prompt_tokens": len(json.dumps(messages)) // 3,
                                                "completion_tokens": n_out}})
             raise RuntimeError("a dry run asks nothing")
+        if self.args.budget is not None and self.spent >= self.args.budget:
+            raise Stop(f"the budget of {self.args.budget:g} is spent")
         self.has_asked = True
         row["reply"] = self.request(body)
         if "refused" in row["reply"] and not self.n_replies:    # it is not this problem's fault

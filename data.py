@@ -287,7 +287,7 @@ def extract_answer(text: str, lenient=False) -> str | None:
 def read_value(text: str) -> str | None:
     """
     The one number, or the yes or no, that a text says. Of several numbers the first counts, if
-    the text begins with it and goes on in words: "18 hats for 3 men", but not "5-10" or "3:30".
+    the text begins with it and goes on in words: "18 hats for 3 men", but not "5-10" or "5 x 3".
     """
     word = re.match(r"\W*(yes|no|true|false)\b(?! one\b)", text, re.IGNORECASE)
     if word:
@@ -295,7 +295,7 @@ def read_value(text: str) -> str | None:
     found = list(re.finditer(VALUE, text))
     if len(found) > 1:
         before, after = text[:found[0].start()], text[found[0].end():]
-        if before.strip() or re.match(r"\s*([-+*/^×÷:]|to\b|or\b|[.,]?\d)", after):
+        if before.strip() or re.match(r"\s*([-+*/^×÷:]|x ?\d|to\b|or\b|[.,]?\d)", after):
             return None
     return calculate(re.sub(r"[ €£]", "", found[0][0])) if found else None
 
@@ -396,21 +396,25 @@ def load_problems(dataset, split, data_dir=None, limit=None, annotations=None) -
 
     dataset      a built-in one, the path of a file of records, or several to train on: world+gsm8k
     limit        only the first so many of each part; demo and world have any number for training
-    annotations  a file of records whose steps replace the data set's own, joined by id
+    annotations  a file of records whose steps replace the data set's own, joined by id; other
+                 problems of that data set are left out
     """
     name, splits, problems = run_name(dataset), splits_of(dataset), []
+    n_found = n_annotated = 0
     if split not in splits:
         raise SystemExit(f"{name} has no split {split!r}. There are: {', '.join(splits)}")
+    by_id = {record.id: record for record in read_records(annotations)} if annotations else {}
     for part in dataset.split("+"):
-        problems += load_split(part, split, data_dir, limit)
-    if annotations:
-        by_id = {record.id: record for record in read_records(annotations)}
-        matching = [problem for problem in problems if problem.id in by_id]
-        for problem in matching:
+        found = load_split(part, split, data_dir, limit)
+        annotated = [problem for problem in found if problem.id in by_id]
+        for problem in annotated:
             problem.steps, problem.source = by_id[problem.id].steps, by_id[problem.id].source
-        print(f"{annotations}: {len(by_id)} annotations, {len(matching)} match the "
-              f"{len(problems)} problems of {name}/{split}", file=sys.stderr)
-        return problems if "+" in dataset else matching    # other parts stay as they are
+        # In a mixture, a part that the annotations are not about stays as it is.
+        problems += annotated if annotated or annotations and part == dataset else found
+        n_found, n_annotated = n_found + len(found), n_annotated + len(annotated)
+    if annotations:
+        print(f"{annotations}: {len(by_id)} annotations, {n_annotated} match the {n_found} "
+              f"problems of {name}/{split}", file=sys.stderr)
     return problems
 
 def load_split(dataset, split, data_dir, limit) -> list[Problem]:

@@ -122,7 +122,7 @@ def add_gold(record, problem):
     """Put into a record what the scores compare it with."""
     questions = [clean(step.question) for step in problem.steps]
     # SVAMP has no steps, but a formula: every operator is a step.
-    n_operators = len(re.findall(r" [-+*/] ", " ".join(problem.evidence[:1])))
+    n_operators = len(re.findall(r"[\d)] ?[-+*/]", " ".join(problem.evidence[:1])))
     record["n_steps"] = len(problem.steps) or n_operators
     record["gold_steps"] = [vars(step) for step in problem.steps]
     record["gold_subquestions"] = questions if all(questions) else []

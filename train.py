@@ -48,6 +48,7 @@ N_EVALS = 10           # how often a run validates, and saves what --resume need
 WORLD = int(os.environ.get("WORLD_SIZE", 1))
 RANK = int(os.environ.get("RANK", 0))
 LOCAL_RANK = int(os.environ.get("LOCAL_RANK", 0))
+LAUNCHER = ["torchrun", "--nproc-per-node", str(WORLD)] if WORLD > 1 else ["python"]
 
 # ------------------------------------------------------------ batches
 
@@ -316,11 +317,11 @@ def set_defaults(args, ours):
 # ------------------------------------------------------------ checkpoints
 
 def save(out, trainer, args, log, best):
-    """Write log.jsonl, and all that --resume needs. A kill cannot tear files that are replaced."""
-    replace_file(out / "log.jsonl", *(json.dumps(line).encode() + b"\n" for line in log))
+    """Write all that --resume needs, then log.jsonl. A kill cannot tear files that are replaced."""
     states = [part.state_dict() for part in trainer.parts]
     torch.save({"args": vars(args), "log": log, "best": best, "states": states}, out / "next.pt")
     (out / "next.pt").replace(out / "resume.pt")
+    replace_file(out / "log.jsonl", *(json.dumps(line).encode() + b"\n" for line in log))
 
 def resume(path, trainer, args):
     """Put everything back as it was saved, bit for bit. Returns the log and `best`."""
@@ -384,8 +385,8 @@ def parse_args(argv=None):
 
 def main(args):
     out = Path(args.out)
-    if (out / "log.jsonl").exists() and not args.resume:
-        raise SystemExit(f"{out} holds a run already. To go on with it, add: --resume\n"
+    if (out / "log.jsonl").exists() and not (args.resume and (out / "resume.pt").exists()):
+        raise SystemExit(f"{out} holds a run already. If it has a resume.pt, --resume goes on.\n"
                          "To begin anew, delete that folder or name another: --out FOLDER")
     trainer, problems, examples, valid_batches = prepare(args)
     log, best = resume(out / "resume.pt", trainer, args) if args.resume else ([], (math.inf, 0))
@@ -421,7 +422,7 @@ def main(args):
             say(f"step {step:5d}/{n_steps} | valid loss {valid_loss:.4f}")
             if valid_loss < best[0]:
                 best = (valid_loss, step)
-                command = shlex.join(["python", "train.py", *sys.argv[1:]])
+                command = shlex.join([*LAUNCHER, "train.py", *sys.argv[1:]])
                 trainer.model.info |= {"role": args.role, "dataset": run_name(args.dataset),
                                        "command": command} | log[-1]
                 trainer.model.save_pretrained(out, torch.float16)
@@ -429,16 +430,17 @@ def main(args):
     # Its partner, if it is one of a pair, has a folder like this one.
     partner = {"decomposer": "solver", "solver": "decomposer"}.get(args.role, args.role)
     folder = args.out.replace(args.role, partner)
-    command = ["train.py", *(word.replace(args.role, partner) for word in sys.argv[1:])]
+    flags = [word.replace(args.role, partner) for word in sys.argv[1:]]
+    command = [*LAUNCHER, "train.py", *flags]
     if folder == args.out and partner != args.role:    # the role is no part of the name
         folder += f"-{partner}"
         command += ["--out", folder]    # the last --out counts
     if Path(folder, "config.json").exists():
         students = [args.out] if partner == args.role else [args.out, folder]
-        command = ["eval.py", "--dataset", args.dataset.partition("+")[0], "--method",
+        command = ["python", "eval.py", "--dataset", args.dataset.partition("+")[0], "--method",
                    args.role if partner == args.role else "socratic", "--students", *students]
     say(f"\nThe best student is that of step {best[1]} (valid loss {best[0]:.4f}), in {out}\n"
-        f"Next: python {shlex.join(command)}")
+        f"Next: {shlex.join(command)}")
 
 if __name__ == "__main__":
     try:

@@ -636,3 +636,19 @@ def test_there_is_a_word_for_every_event_that_draws_one(dataset):
     for kind, own in table["columns"].items():
         users = [event for event in table["event"] if set(re.findall(r"{(\w+)}", str(event))) & set(own)]
         assert len(table["words"][kind]) >= min(len(users), 9), "a story has at most 9 events"
+
+
+def test_of_an_annotated_part_of_a_mixture_only_the_annotated_problems_stay(tmp_path, capsys):
+    """A guard against a past fault: a mixture joined a teacher's steps with the data set's own ones."""
+    for name in ("a", "b"):
+        texts = [f"{name} has {i} pens?" for i in range(60)]
+        (tmp_path / f"{name}.jsonl").write_text("".join(Problem(f"{name}-{i}", t, [Step("", "own")], "1").to_json() + "\n" for i, t in enumerate(texts)))
+    mixture = f"{tmp_path / 'a.jsonl'}+{tmp_path / 'b.jsonl'}"
+    problems = load_problems(mixture, "train")
+    chosen = [problem for problem in problems if problem.id.startswith("a-")][:5]
+    (tmp_path / "t.jsonl").write_text("".join(Problem(p.id, "x", [Step("Q?", "taught")], "1", "teacher").to_json() + "\n" for p in chosen))
+    both = load_problems(mixture, "train", annotations=tmp_path / "t.jsonl")
+    assert [p.id for p in both] == [p.id for p in chosen] + [p.id for p in problems if p.id.startswith("b-")]
+    assert {p.steps[0].solution for p in both if p.id.startswith("a-")} == {"taught"}
+    assert "5 annotations, 5 match the" in capsys.readouterr().err
+    assert load_problems(str(tmp_path / "b.jsonl"), "train", annotations=tmp_path / "t.jsonl") == []

@@ -490,3 +490,13 @@ def test_a_file_of_which_too_little_teaches_the_role_is_told_before_the_training
     mine.write_text("".join(r.to_json() + "\n" for r in [*bare, good]), encoding="utf-8")
     with pytest.raises(SystemExit, match="Too few problems hold what a solver learns"):
         train.main(train.parse_args(["--role", "solver", "--dataset", str(mine), "--out", str(tmp_path / "run")]))
+
+
+def test_resume_does_not_begin_anew_where_resume_pt_is_gone(tmp_path, small):
+    """A guard against a past fault: a script that always says --resume wrote over a finished student."""
+    out = run(tmp_path)
+    student = (out / "model.safetensors").read_bytes()
+    (out / "resume.pt").unlink()
+    with pytest.raises(SystemExit, match="holds a run already. If it has a resume.pt, --resume goes on"):
+        run(tmp_path, "--resume")
+    assert (out / "model.safetensors").read_bytes() == student
