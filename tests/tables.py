@@ -3,7 +3,7 @@ The README's tables of results are made from receipts: the scores that eval.py w
 
     python tests/tables.py                                      prints the tables
     python tests/tables.py --add predictions/NAME.json --row 'demo, decomposer and solver'
-    python tests/tables.py --add predictions/NAME.json --row 'cot, seed 1' --folder contrast       (or beside)
+    python tests/tables.py --add predictions/NAME.json --row 'cot, seed 1' --folder contrast       (or beside, other)
     python tests/tables.py --unpack students/results/contrast/NAME.jsonl.gz
 
 A receipt in students/results/ also holds the commit and the machine. Beside those of the contrast
@@ -70,10 +70,10 @@ def receipts(folder=RESULTS):
     return sorted(found, key=lambda receipt: receipt["row"])
 
 
-def table():
-    """The lines of the table, a receipt each."""
+def table(folder=RESULTS):
+    """The lines of a table, a receipt each."""
     lines = ["| | right, of | 95 % interval | always the most frequent | `python eval.py` |", "|---|---|---|---|---|"]
-    for receipt in receipts(RESULTS):
+    for receipt in receipts(folder):
         rows = receipt["scores"]["accuracy"]
         strict = rows["right (strict)"]
         (constant,) = (figure for name, figure in rows.items() if name.startswith("always"))
@@ -86,7 +86,7 @@ def table():
 
 def contrast():
     """The lines of the table of the contrast, and of what is beside it: a row for all seeds of one kind of students."""
-    lines = ["| | right, seeds 1, 2, 3 | mean |", "|---|---|---|"]
+    lines = ["| | right, seeds 1, 2, 3 | mean (least to most; of one run its 95 % interval) |", "|---|---|---|"]
     rows = {}
     for receipt in receipts(RESULTS / "contrast") + receipts(RESULTS / "beside"):
         rows.setdefault(receipt["row"].partition(", seed")[0], []).append(receipt["scores"]["accuracy"]["right (strict)"])
@@ -94,7 +94,7 @@ def contrast():
         n = scores[0]["n"]
         counts = [score["right"] for score in scores]
         one = f"{scores[0]['low']:.1%} to {scores[0]['high']:.1%}"
-        spread = f"{min(counts) / n:.1%} to {max(counts) / n:.1%}" if len(counts) > 1 else f"interval {one}"
+        spread = f"{min(counts) / n:.1%} to {max(counts) / n:.1%}" if len(counts) > 1 else one
         lines.append(f"| {row} | {', '.join(map(str, counts))} of {n:,} | {sum(counts) / len(counts) / n:.1%} ({spread}) |")
     return lines
 
@@ -115,4 +115,4 @@ if __name__ == "__main__":
         if not args.row:
             sys.exit("--add needs --row, what the row says")
         add(args.add, args.row, args.folder)
-    print("\n".join([*table(), "", *contrast()]))
+    print("\n".join([*table(), "", *contrast(), "", *table(RESULTS / "other")]))

@@ -53,7 +53,9 @@ def test_the_readmes_results_are_those_of_the_receipts():
     lines, readme = tables.table(), (ROOT / "README.md").read_text(encoding="utf-8")
     assert len(lines) > 2 and "\n".join(lines) in readme
     assert "\n".join(tables.contrast()) in readme
-    for receipt in tables.receipts() + tables.receipts(tables.RESULTS / "contrast"):
+    assert "\n".join(tables.table(tables.RESULTS / "other")) in readme
+    folders = (tables.RESULTS, *(path for path in tables.RESULTS.iterdir() if path.is_dir()))
+    for receipt in (receipt for folder in folders for receipt in tables.receipts(folder)):
         figure = receipt["scores"]["accuracy"]["right (strict)"]
         assert wilson(figure["right"], figure["n"]) == (figure["low"], figure["high"])
         assert figure["n"] == receipt["settings"]["n"] and receipt["commit"] and all(receipt["trained_by"].values())
