@@ -344,6 +344,20 @@ def resume(path, trainer, args):
                              f"Copy {path} of the first machine to all others.")
     return log, best
 
+def next_command(args):
+    """What comes next: the training of its partner, if it is one of a pair, or the evaluation."""
+    partner = {"decomposer": "solver", "solver": "decomposer"}.get(args.role, args.role)
+    folder = args.out.replace(args.role, partner)    # a folder like this one
+    flags = [word.replace(args.role, partner) for word in sys.argv[1:]]
+    if folder == args.out and partner != args.role:    # the role is no part of its name
+        folder += f"-{partner}"
+        flags += ["--out", folder]    # the last --out counts
+    if not Path(folder, "config.json").exists():
+        return [*LAUNCHER, "train.py", *flags]
+    method = "socratic" if partner != args.role else args.role
+    return ["python", "eval.py", "--dataset", args.dataset.partition("+")[0], "--method", method,
+            "--students", *dict.fromkeys([args.out, folder])]
+
 # ------------------------------------------------------------ the command
 
 def parse_args(argv=None):
@@ -427,20 +441,8 @@ def main(args):
                                        "command": command} | log[-1]
                 trainer.model.save_pretrained(out, torch.float16)
             save(out, trainer, args, log, best)
-    # Its partner, if it is one of a pair, has a folder like this one.
-    partner = {"decomposer": "solver", "solver": "decomposer"}.get(args.role, args.role)
-    folder = args.out.replace(args.role, partner)
-    flags = [word.replace(args.role, partner) for word in sys.argv[1:]]
-    command = [*LAUNCHER, "train.py", *flags]
-    if folder == args.out and partner != args.role:    # the role is no part of the name
-        folder += f"-{partner}"
-        command += ["--out", folder]    # the last --out counts
-    if Path(folder, "config.json").exists():
-        students = [args.out] if partner == args.role else [args.out, folder]
-        command = ["python", "eval.py", "--dataset", args.dataset.partition("+")[0], "--method",
-                   args.role if partner == args.role else "socratic", "--students", *students]
     say(f"\nThe best student is that of step {best[1]} (valid loss {best[0]:.4f}), in {out}\n"
-        f"Next: {shlex.join(command)}")
+        f"Next: {shlex.join(next_command(args))}")
 
 if __name__ == "__main__":
     try:
