@@ -855,4 +855,7 @@ def main(args):
             print(f"[{len(ids)} tokens, {sum(t != IGNORE for t in targets)} learned]")
 
 if __name__ == "__main__":
-    main(parse_args())
+    try:
+        main(parse_args())
+    except BrokenPipeError:    # of `| head`
+        sys.exit(1)
