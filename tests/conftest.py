@@ -1,8 +1,11 @@
 """Tests run on the CPU, where their figures hold. Only those that ask for a device use what else is there."""
 
+import signal
+
 import pytest
 import torch
 
+signal.signal(signal.SIGINT, signal.default_int_handler)    # a shell's background jobs ignore Ctrl-C, and so do theirs
 torch.set_num_threads(1)    # the models are so small that a second thread only makes them wait
 
 
