@@ -29,7 +29,7 @@ from pathlib import Path
 from data import (DATASET_HELP, HERE, Step, clean, extract_answer, load_problems, positive,
                   read_lines, replace_file, run_name, same_answer, sha256_of)
 from infer import (TEMPERATURE, add_student_flags, chunks, find_students, load_students,
-                   pick_device, read_config, solve, vote)
+                   pick_device, read_config, solve)
 
 STAGES = {    # where a wrong answer broke (see `stage`)
     "cut off": "cut off before its end",
@@ -110,8 +110,6 @@ def solve_batch(args, problems, students):
         return [dialogue.to_json() | {"gold": dialogue.problem.answer} for dialogue in dialogues]
 
     records = run(problems, n_samples=args.samples)
-    if args.samples > 1:
-        records = [elect(samples) for samples in chunks(records, args.samples)]
     for record, problem in zip(records, problems):
         add_gold(record, problem)
     if args.diagnose:
@@ -128,11 +126,6 @@ def add_gold(record, problem):
     record["gold_subquestions"] = questions if all(questions) else []
     record["subquestions"] = [turn["text"] for turn in record["turns"]
                               if turn["kind"] == "Subquestion"]
-
-def elect(samples):
-    """The first of several dialogues that has the elected answer, with all of them beside it."""
-    answers = [sample["answer"] for sample in samples]
-    return samples[answers.index(vote(answers))] | {"samples": samples}
 
 # ------------------------------------------------------------ where did it break?
 
@@ -200,7 +193,8 @@ def is_right_leniently(record):
 
 def score(records):
     """All figures of a run, from its predictions alone."""
-    common = vote([record["gold"] for record in records])
+    golds = Counter(record["gold"] for record in records)
+    common = max(golds, key=golds.get, default=None)
     scores, pairs = {}, []    # scores hold at first [whether it is a hit, ...] for each row
     for record in sorted(records, key=lambda record: record["n_steps"]):
         for section, row, hit in find_hits(record, common):
@@ -225,8 +219,8 @@ def find_hits(record, common):
     yield "accuracy", "right (lenient)", is_right_leniently(record)
     yield "accuracy", "an answer was found", record["answer"] is not None
     yield "accuracy", f"always {common}, the most frequent", same_answer(common, record["gold"])
-    if "samples" in record:
-        yield "accuracy", "the first sample alone", is_right(record["samples"][0])
+    if len(answers := record.get("answers", [])) > 1:
+        yield "accuracy", "the first sample alone", same_answer(answers[0], record["gold"])
     yield "right (strict), by number of steps", f"{record['n_steps']} steps", is_right(record)
     for name, dialogue in record.get("oracles", {}).items():
         yield "right (strict), with one thing changed", name, is_right(dialogue)

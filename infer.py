@@ -60,6 +60,7 @@ class Dialogue:
     turns: list[Turn] = field(default_factory=list)
     answer: str | None = None
     ended: str = "finished"    # or the reason why it was stopped
+    answers: list = field(default_factory=list)    # of all dialogues that voted
 
     def texts(self, kind):
         return [turn.text for turn in self.turns if turn.kind == kind]
@@ -67,7 +68,7 @@ class Dialogue:
     def to_json(self):
         return {"id": self.problem.id, "problem": self.problem.problem, "method": self.method,
                 "turns": [vars(turn) for turn in self.turns], "answer": self.answer,
-                "ended": self.ended}
+                "ended": self.ended, "answers": self.answers}
 
 # ------------------------------------------------------------ one student's part of a dialogue
 
@@ -226,8 +227,9 @@ def write(student, jobs, temperature=0.0, explain=False):
 def solve(problems, students, method="socratic", batch_size=64, temperature=None, seed=0,
           n_samples=1, calculator=True, explain=False, on_text=lambda *piece: None, given=None):
     """
-    Solve problems [Problem] with students {role: Student}. Returns [Dialogue], in the same order,
-    n_samples of each problem, the first one drawn with this seed, the next one with the next seed.
+    Solve problems [Problem] with students {role: Student}. Returns [Dialogue], in the same order.
+    Of each problem n_samples are drawn, the first one with this seed, the next one with the next
+    seed, and the one is returned that the vote elects.
 
     on_text(dialogue, speaker, bytes)  is called for every piece as it is written. The speaker is a
                 role, the calculator, "context" (what a student is given), or "note" (explain:
@@ -251,21 +253,22 @@ def solve(problems, students, method="socratic", batch_size=64, temperature=None
         given = [list(map(Step, dialogue.texts("Subquestion"))) for dialogue in dialogues]
     if method == "socratic":
         ask("solver", given)
-    return dialogues
+    return list(map(vote, chunks(dialogues, n_samples)))
 
 def chunks(items, n):
     """The items in lists of n; the last one may be shorter."""
     return [items[at:at + n] for at in range(0, len(items), n)]
 
-def vote(answers):
+def vote(dialogues):
     """
-    The most frequent answer. None has no vote; of several with as many, the first drawn wins.
-
-    >>> vote(["7", None, "8", "8"]), vote(["8", "7"]), vote([None])
-    ('8', '8', None)
+    The first dialogue that has the most frequent answer, with all answers noted in it. None has no
+    vote; of several answers with as many votes, the one drawn first wins.
     """
+    answers = [dialogue.answer for dialogue in dialogues]
     votes = Counter(answer for answer in answers if answer is not None)
-    return max(votes, key=votes.get, default=None)
+    elected = dialogues[answers.index(max(votes, key=votes.get, default=None))]
+    elected.answers = answers
+    return elected
 
 # ------------------------------------------------------------ which students
 
@@ -346,21 +349,15 @@ def solve_aloud(problem, students, explain, options):
         else:
             pieces.append((dialogue, *piece))
 
-    dialogues = solve([problem], students, explain=explain, on_text=on_text, **options)
-    elected, n_votes = elect(dialogues)
+    (elected,) = solve([problem], students, explain=explain, on_text=on_text, **options)
     for dialogue, *piece in pieces:
         if dialogue is elected:
             screen.show(*piece)
     if elected.ended != "finished":
         print(f"[{elected.ended}]")
-    agreed = f"   ({n_votes} of {len(dialogues)} dialogues)" if pieces and elected.answer else ""
+    n, n_votes = len(elected.answers), elected.answers.count(elected.answer)
+    agreed = f"   ({n_votes} of {n} dialogues)" if pieces and elected.answer else ""
     print(f"= {elected.answer or 'none found'}{agreed}")
-
-def elect(dialogues):
-    """(the first dialogue that has the most frequent answer, how many have it)."""
-    answers = [dialogue.answer for dialogue in dialogues]
-    answer = vote(answers)
-    return dialogues[answers.index(answer)], answers.count(answer)
 
 def read_problem(line):
     """A line is a record of data.py, or the text of a problem."""
@@ -420,9 +417,8 @@ def main(args):
             solve_aloud(Problem("problem-1", clean(text)), students, args.explain, options)
     elif args.json:
         for batch in chunks(problems, 64):
-            for dialogues in chunks(solve(batch, students, **options), options["n_samples"]):
-                elected, n_votes = elect(dialogues)
-                print(json.dumps(elected.to_json() | {"votes": n_votes}, ensure_ascii=False))
+            for dialogue in solve(batch, students, **options):
+                print(json.dumps(dialogue.to_json(), ensure_ascii=False))
     else:
         for problem in problems:
             print(f"\nProblem: {problem.problem}")    # as the shell has passed it on

@@ -31,6 +31,7 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
+import torch.distributed.nn    # if AdamW imports it later, gloo's threads live on and crash
 import torch.nn.functional as F
 
 from data import (DATASET_HELP, IGNORE, ROLES, Segment, can_learn, encode, load_problems, positive,

@@ -15,7 +15,7 @@ from toy import PROBLEM, real, tiny_student
 
 import eval as script
 from data import Problem, Step, get_tokenizer, load_problems, make_stories, segments, tokenize
-from infer import METHODS, Student
+from infer import METHODS, Dialogue, Student, vote
 
 TOKENIZER = get_tokenizer("tiny")
 
@@ -235,11 +235,10 @@ def test_scores_by_hand():
 
 
 def test_self_consistency_takes_the_majority():
-    samples = [[{"answer": a, "gold": "7", "turns": [], "ended": "finished"} for a in answers] for answers in (
-        ("8", "7", "7"), (None, "8", "7"), (None, None, None), ("7", "8", "8"))]
-    records = [record() | script.elect(one) for one in samples]
-    assert [r["answer"] for r in records] == ["7", "8", None, "8"] and records[0]["samples"] == samples[0]
-    scores = script.score(records)
+    drawn = (("8", "7", "7"), (None, "8", "7"), (None, None, None), ("7", "8", "8"))
+    elected = [vote([Dialogue(PROBLEM, "cot", answer=answer) for answer in answers]) for answers in drawn]
+    assert [dialogue.answer for dialogue in elected] == ["7", "8", None, "8"]
+    scores = script.score([record() | dialogue.to_json() for dialogue in elected])
     assert shares(scores["accuracy"])["right (strict)"] == (1, 4)
     assert shares(scores["accuracy"])["the first sample alone"] == (1, 4)      # the last one, which the vote got wrong
 
@@ -423,9 +422,8 @@ def test_samples_depend_on_the_problem_and_not_on_the_batch(command, monkeypatch
     samples = {}
     for path in Path("predictions").glob("*.jsonl"):
         header, records, _ = script.read_run(path)
-        samples[header["settings"]["batch_size"]] = [r["samples"] for r in records]
-    assert samples[2] == samples[4]
-    assert all(first["turns"] != second["turns"] for first, second in samples[2])
+        samples[header["settings"]["batch_size"]] = [(r["turns"], r["answers"]) for r in records]
+    assert samples[2] == samples[4] and all(len(answers) == 2 for _, answers in samples[2])
 
 
 def test_several_seeds_have_a_mean_and_a_range(command, capsys):

@@ -359,6 +359,16 @@ def test_processes_that_would_go_on_from_different_checkpoints_stop(tmp_path, sm
     assert f"Copy {mine} of the first machine" in errors[0] and "Traceback" not in errors[0] + errors[1]
 
 
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="asks Linux for the threads")
+def test_no_thread_of_a_process_group_outlives_it():
+    """A test that guards a past bug: one process in twenty ended with SIGABRT, since a thread of gloo was still at work."""
+    code = ("import sys; sys.path.insert(0, sys.argv[1]); from pathlib import Path; import train;"
+            "train.dist.init_process_group('gloo', store=train.dist.HashStore(), rank=0, world_size=1);"
+            "train.make_optimizers(train.GPT(train.SIZES['nano'])); train.dist.barrier(); train.dist.destroy_process_group();"
+            "print([name for name in (path.read_text() for path in Path('/proc/self/task').glob('*/comm')) if 'gloo' in name])")
+    assert subprocess.run([sys.executable, "-c", code, str(ROOT)], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
 def test_each_process_takes_its_own_gpu_before_nccl_starts(monkeypatch):
     calls = []
     monkeypatch.setattr(train, "WORLD", 2)
