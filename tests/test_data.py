@@ -141,13 +141,14 @@ def story_keys(dataset, split, n, monkeypatch):
     monkeypatch.setattr(data, "make_story", lambda *a: keys.append(make_story(*a)) or keys[-1])
     problems = make_stories(dataset, split, n)
     monkeypatch.undo()
-    return {key for problem, key in keys if problem in problems}
+    assert len(problems) == n
+    return {key for problem, key in keys if problem.id}    # the others were not of this split
 
 
 @pytest.mark.parametrize("dataset", STORIES)
 def test_no_test_story_can_be_generated_for_training(dataset, monkeypatch):
-    keys = {split: story_keys(dataset, split, 1000, monkeypatch) for split in ("train", "valid", "test")}
-    assert all(len(found) == 1000 for found in keys.values())
+    keys = {split: story_keys(dataset, split, 300, monkeypatch) for split in ("train", "valid", "test")}
+    assert all(len(found) == 300 for found in keys.values())
     if dataset == "demo":
         keys["test"] |= story_keys(dataset, "long", 100, monkeypatch)
     homes = {split: {int(hashlib.sha256(key.encode()).hexdigest(), 16) % 10 for key in found}
