@@ -9,8 +9,8 @@ Where does the text come from? A teacher, a large model, writes it; what proves 
 Reads   problem records (data.py), students/exemplars.toml
 Writes  annotations/<dataset>-<mode>.jsonl            what is kept: the records, source: teacher
         annotations/<dataset>-<mode>.rejected.jsonl   what is not, each text beside the reason
-        annotations/<dataset>-<mode>.replies.jsonl    every reply as it came: the other two are
-                                                      made from it
+        annotations/<dataset>-<mode>.replies.jsonl    every reply as it came; the other two are
+                                                      made of these, or of a recording
 
 The teacher writes the dialogue in the very form that a student learns, so reading it is `segments`
 backwards. Nothing is guessed or repaired: a text that is not in the form is rejected. Only steps
@@ -50,7 +50,7 @@ def make_messages(problem: Problem, mode: str, dataset: str) -> list[dict]:
     """The chat that the teacher goes on with: the task, solved examples, then the problem."""
     table, role = read_toml("exemplars.toml"), find_role(problem, mode)
     is_word = problem.answer in ("yes", "no")
-    if dataset not in table["examples"]:    # one's own file
+    if dataset not in table["examples"]:    # one's own file, world, a mixture
         dataset = "strategyqa" if is_word else "gsm8k"
     messages = []
     for text in table["examples"][dataset].strip().split("\n\n"):
@@ -231,7 +231,7 @@ def judge_questions(problem, steps) -> None:
 
 def find_numbers(text: str) -> set[str]:
     """
-    The numbers that a text states, in digits or words. "One" is none: it may be a pronoun.
+    The numbers of a text in digits, or in words up to 99. "One" is none: it may be a pronoun.
 
     >>> sorted(find_numbers("Thirty-one of 1,000 pens, one card"))
     ['1000', '31']
@@ -440,7 +440,7 @@ def parse_args(argv=None):
         formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     add = parser.add_argument
     add("--dataset", default="demo", help=DATASET_HELP)
-    add("--limit", type=positive, help="the first so many problems only (None: all; demo: 40)")
+    add("--limit", type=positive, help="only the first so many (None: all; demo and world: 40)")
     add("--mode", default="socratic", choices=("socratic", "socratic-gt", "cot"),
         help="what the teacher writes; socratic-gt: what the record lacks; cot: solutions only")
     add("--teacher", metavar="NAME", help="the model to ask, as its server calls it")
@@ -478,7 +478,7 @@ def main(args):
         args.replay = RECORDING
     is_file = args.dataset.endswith(".jsonl") and "+" not in args.dataset
     split = "all" if is_file else "train"
-    limit = args.limit or (40 if name == "demo" else None)
+    limit = args.limit or (40 if name in ("demo", "world") else None)
     problems = [problem for problem in load_problems(args.dataset, split, limit=limit)
                 if problem.answer.strip()]    # without a gold answer no reply can be judged
     out = Path(args.out or f"annotations/{name}-{args.mode}.jsonl").expanduser()

@@ -270,7 +270,7 @@ def extract_answer(text: str, lenient=False) -> str | None:
     r"""
     The answer of the first answer block (`Answer: ...` or `#### ...`), normalised, or None. In an
     equation the last side that says one number counts.
-    lenient: if there is no block, the last number of the text, or its last yes or no.
+    lenient: if there is no block, the last number, or yes or no at the end of a phrase, counts.
 
     >>> extract_answer("so\nAnswer: $1,200.\nProblem: ..."), extract_answer("She has 18 apples")
     ('1200', None)
@@ -777,7 +777,7 @@ class Story:
         return re.sub(r"(?:^|[.?!] )[a-z]", lambda m: m[0].upper(), text)
 
     def finish(self) -> Problem:
-        """The whole story. Half of them ask "in the end?", and some hold a useless number."""
+        """The whole story. "Then?" is often said as "in the end?"; some hold a useless number."""
         rng, last, sentences = self.rng, self.steps[-1], self.sentences
         if rng.random() < 0.5:
             last.question = re.sub(r" (then|after that)\?$", " in the end?", last.question)

@@ -396,7 +396,7 @@ def parse_args(argv=None):
     add("--split", default="test", help="train, valid, test; demo: long too; svamp and files: all")
     add("--limit", type=positive, help="only the first so many problems (None: all)")
     add_student_flags(add)
-    add("--out", default="predictions", type=Path, help="folder of all that is written")
+    add("--out", default="predictions", type=Path, help="folder of predictions, scores and report")
     add("--batch-size", type=positive, default=64, help="dialogues at once")
     add("--diagnose", action=argparse.BooleanOptionalAction, default=True,
         help="solve again with one thing changed, to see where it broke: over twice the work")

@@ -232,8 +232,8 @@ def solve(problems, students, method="socratic", batch_size=64, temperature=None
     seed, and the one is returned that the vote elects.
 
     on_text(dialogue, speaker, bytes)  is called for every piece as it is written. The speaker is a
-                role, the calculator, "context" (what a student is given), or "note" (explain:
-                which tokens it hesitated between)
+                role, the calculator, "context" (what a student is given), or "note" (what the
+                calculator found; with explain also which tokens the student hesitated between)
     given       [[Step, ...], ...], a list for each dialogue: the solver gets these steps and fills
                 the solutions that are empty; nobody is asked
     """
@@ -310,7 +310,8 @@ def load_students(folders, device="auto", dtype="fp32"):
 class Screen:
     """
     Prints a dialogue as it is written: a turn a line, its speaker in front. To explain it also
-    prints what a student is given (<), and below a turn what else it might have written (?).
+    prints what a student is given (<), and below a turn what the calculator found (=) and what else
+    the student might have written (?).
     """
 
     def __init__(self, explain=False):
@@ -398,7 +399,8 @@ def parse_args(argv=None):
 def main(args):
     typing = not (args.problem is not None or args.file or args.json) and sys.stdin.isatty()
     if args.problem is not None:
-        problems = [Problem("", clean(args.problem))] if args.problem.strip() else []
+        text = clean(args.problem.encode(errors="replace").decode())    # what is no UTF-8 is "?"
+        problems = [Problem("", text)] if text else []
     else:
         problems = [] if typing else read_lines(args.file or "-", read_problem)
     if not problems and not typing:

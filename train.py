@@ -49,7 +49,8 @@ N_EVALS = 10           # how often a run validates, and saves what --resume need
 WORLD = int(os.environ.get("WORLD_SIZE", 1))
 RANK = int(os.environ.get("RANK", 0))
 LOCAL_RANK = int(os.environ.get("LOCAL_RANK", 0))
-LAUNCHER = ["torchrun", "--nproc-per-node", str(WORLD)] if WORLD > 1 else ["python"]
+N_HERE = os.environ.get("LOCAL_WORLD_SIZE", str(WORLD))    # processes on this machine
+LAUNCHER = ["torchrun", "--nproc-per-node", N_HERE] if WORLD > 1 else ["python"]
 
 # ------------------------------------------------------------ batches
 
@@ -205,7 +206,7 @@ class Muon(torch.optim.Optimizer):
     values brought near 1, so that rare directions are learned as fast as frequent ones.
 
     Newton and Schulz do that with matrix products alone: their odd polynomial, applied five
-    times, lifts every singular value between 0 and 1 to about 1. The step is then as long as
+    times, lifts singular values between 0.002 and 1 to about 1. The step is then as long as
     AdamW's (Liu et al., 2025, arXiv 2502.16982, section 2.2), so both share a learning rate.
     torch.optim.Muon computes in bfloat16, which is far slower on most CPUs.
     """
@@ -301,8 +302,8 @@ def load(args):
         say(f"left out: {len(problems) - len(teaching):,} problems that lack what a {args.role} "
             f"learns, {len(teaching) - len(examples):,} that are too long")
     if not (examples and valid):
-        raise SystemExit(f"Too few problems hold what a {args.role} learns to write. A teacher can "
-                         f"write it:\n  python annotate.py --dataset {args.dataset}\nThen add: "
+        raise SystemExit(f"Too few problems hold what a {args.role} learns. A teacher writes it:\n"
+                         f"  python annotate.py --dataset {args.dataset} --teacher NAME\nThen add: "
                          f"--annotations annotations/{run_name(args.dataset)}-socratic.jsonl")
     text = show(segments(teaching[0], args.role), color=sys.stdout.isatty())
     say(f"The first dialogue; what the {args.role} learns to write is marked:\n\n{text}\n")
@@ -369,7 +370,8 @@ def parse_args(argv=None):
     add("--role", required=True, choices=ROLES, help="what it learns to write (see data.py)")
     add("--dataset", default="demo", help=DATASET_HELP)
     add("--annotations", help="a teacher's annotations (JSONL), joined to the problems by id")
-    add("--limit", type=positive, help="only the first so many problems (None: all; demo: 20,000)")
+    add("--limit", type=positive,
+        help="only the first so many of each data set (None: all; demo and world: 20,000)")
     add("--model", default="tiny",
         help="nano, tiny, mini (from scratch), a released gpt2..., or a folder")
     add("--out", help="folder of the student (None: runs/<dataset>-<model>-<role>)")
@@ -386,7 +388,7 @@ def parse_args(argv=None):
     add("--lr", type=float,
         help="peak learning rate (None: 4e-3 from scratch, 1e-3 to train such a student further, "
         "1e-4 for released weights)")
-    add("--seed", type=int, default=0, help="of the initial weights and the order of the batches")
+    add("--seed", type=int, default=0, help="of initial weights, order of batches, other numbers")
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
     add("--dtype", default="auto", choices=("auto", "fp32", "bf16", "fp16"),
         help="of the matrix products (auto: on CUDA bf16 or fp16, else fp32); weights stay fp32")

@@ -305,9 +305,10 @@ def test_a_slip_is_told_in_one_message_with_the_next_command(argv, words, tmp_pa
 
 
 def test_a_problem_on_the_command_line_is_always_plain_text(folders, capsys):
-    """A test that guards a past bug: a problem that begins with a brace ended in a traceback."""
-    infer.main(infer.parse_args(['{"id": 3}', "--json", "--students", *folders]))
-    assert json.loads(capsys.readouterr().out)["problem"] == '{"id": 3}'
+    """A test that guards past bugs: a problem that begins with a brace, or is no UTF-8, ended in a traceback."""
+    for text, read in (('{"id": 3}', '{"id": 3}'), ("3 pens \udcff", "3 pens ?")):
+        infer.main(infer.parse_args([text, "--json", "--students", *folders]))
+        assert json.loads(capsys.readouterr().out)["problem"] == read
 
 
 def test_a_record_that_is_broken_is_named_with_its_line(folders, tmp_path):

@@ -320,7 +320,7 @@ def two_processes(out, *more, stop_at=None, path_of_second="", **pipes):
             f"train.learning_rate = lambda step, *a: os._exit(9) if step == {stop_at} else rate(step, *a);"
             "train.main(train.parse_args(sys.argv[3:]))")
     flags = ["--role", "solver", "--limit", "34", "--steps", "12", "--batch-tokens", "512", *more]
-    common = os.environ | {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1"}
+    common = os.environ | {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1"}
     return [subprocess.Popen([sys.executable, "-c", code, str(ROOT), str(ROOT / "tests"), *flags, "--out", str(folder)],
                              env=common | {"RANK": str(rank), "LOCAL_RANK": str(rank)}, text=True, **pipes)
             for rank, folder in enumerate([out, path_of_second or out])]
@@ -338,6 +338,8 @@ def test_two_processes_give_the_weights_of_one_and_go_on_bit_for_bit(tmp_path, s
     assert codes_of(two_processes(tmp_path / "two")) == [0, 0]
     for a, b in zip(weights(one).values(), weights(tmp_path / "two").values()):
         assert torch.allclose(a, b, atol=1e-5), (a - b).abs().max()
+    command = json.loads((tmp_path / "two" / "config.json").read_text())["command"]
+    assert command.startswith("torchrun --nproc-per-node 1 train.py"), "one on each of two machines"
     assert 0 not in codes_of(two_processes(tmp_path / "broken", stop_at=7))    # the slower one may lose its partner before
     assert codes_of(two_processes(tmp_path / "broken", "--resume")) == [0, 0]
     assert all(map(torch.equal, weights(tmp_path / "two").values(), weights(tmp_path / "broken").values()))
