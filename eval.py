@@ -337,9 +337,9 @@ def page(runs):
     for path, header, records, scores in runs:
         text += f"\n<h1>{html.escape(path.stem)}</h1><p>{html.escape(header['command'])}</p><table>"
         for section, rows in scores.items():
-            text += f'\n<tr><th colspan="3">{html.escape(section)}'
+            text += f'<tr><th colspan="3">{html.escape(section)}'
             for row, figure in rows.items():
-                text += f"\n<tr><td>{html.escape(row)}<td>{in_words(figure)}<td>{bar(figure)}"
+                text += f"<tr><td>{html.escape(row)}<td>{in_words(figure)}<td>{bar(figure)}"
         text += "</table>"
         for role, folder in header["students"].items():
             text += curve(role, Path(folder))
