@@ -31,6 +31,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import requests
+from requests.exceptions import ProxyError, SSLError
 
 from data import (CALCULATION, DATASET_HELP, HERE, NUMBER, Problem, Step, calculate, clean,
                   extract_answer, load_problems, positive, read_lines, read_toml, replace_file,
@@ -114,8 +115,6 @@ def read_text(reply: dict) -> str:
     """The text of a chat completion; "" if there is none. Reasoning in other fields is not read."""
     try:
         content = reply["choices"][0]["message"]["content"]
-        if isinstance(content, list):    # of parts
-            content = "".join(part["text"] for part in content)
         return content.encode("utf-8", "replace").decode().strip()    # no half surrogates
     except (KeyError, IndexError, TypeError, AttributeError):
         return ""
@@ -216,7 +215,8 @@ def check_calculations(solution: str) -> list[str]:
         # All arithmetic before it counts, so that it is not cut out of a larger equation.
         words = solution[end:match.start()].rstrip(ARITHMETIC)
         before = solution[end + len(words):match.start()]
-        begins = not (words or end) or before[:1].isspace()    # not so in √9*2 = <<9*2=18>>18
+        # It begins the text or follows white space: √9*2 = <<9*2=18>>18 does not.
+        begins = not (words or end) or before.lstrip(".,")[:1].isspace()
         before, same = (re.sub(r"[\s$]", "", text).lstrip(".,") for text in (before, expression))
         after = re.match(rf"\$?(-?{NUMBER})(?!\s*[*/+^=])", solution[match.end():])
         if not begins or before != f"{same}=" or not after or after[1] != result:
@@ -263,10 +263,9 @@ class Replies:
     def __init__(self, path, args):
         self.path, self.args = path, args
         self.lock, self.stopping, self.n_failures = threading.Lock(), threading.Event(), 0
-        if path.exists() and not args.replay:    # a kill may have torn the last line
-            data = path.read_bytes()
-            replace_file(path, data[:data.rfind(b"\n") + 1])
-        self.rows = read_lines(path, read_row) if path.exists() else []
+        if path.exists() and not args.replay:
+            mend_end(path)
+        self.rows = read_lines(path, read_row) if path.exists() or args.replay else []
         self.on_disk = {self.key(row): row for row in self.rows}
         self.usage = Counter()    # tokens by their kind
         for row in self.rows:
@@ -292,7 +291,7 @@ class Replies:
             row["reply"] = self.ask(body)
         except Refused:
             self.n_failures += 1
-            if self.n_failures == MAX_FAILURES:
+            if self.n_failures >= MAX_FAILURES:
                 self.stopping.set()
             raise
         self.n_failures = 0
@@ -313,53 +312,63 @@ class Replies:
                 raise Refused("not asked, since the run has stopped")
             wait = min(60, FIRST_WAIT * 2**attempt) * random.uniform(1, 2)
             try:    # with `auth`, a password in ~/.netrc does not take the place of the key
-                response = requests.post(f"{self.args.base_url}/chat/completions", json=body,
-                                         headers=headers, timeout=(10, TIMEOUT),
-                                         auth=lambda request: request)
-            except requests.RequestException as cause:
+                response = requests.post(
+                    f"{self.args.base_url}/chat/completions", json=body, headers=headers,
+                    timeout=(10, TIMEOUT), auth=lambda request: request, allow_redirects=False)
+            except (requests.RequestException, ValueError) as cause:
                 error = hide(f"{type(cause).__name__}: {cause}", key)
                 if cannot_pass(cause):
+                    error = f"no server at {self.args.base_url} (is --base-url right?): {error}"
                     self.stopping.set()
                     break
                 continue
-            error = hide(f"{response.status_code} {response.content.decode(errors='replace')}", key)
-            if response.request.method != "POST":
-                error = f"a redirection to {response.url}: give its address as --base-url"
-            elif response.status_code == 200:
+            status, place = response.status_code, response.headers.get("Location", "")
+            moved = f"moved to {place} (name that in --base-url)" if place else ""
+            error = hide(f"{status} {moved}{response.content.decode(errors='replace')}", key)
+            if status == 200:
                 return self.check(response.content, error)
-            elif "insufficient_quota" in error:
+            if "insufficient_quota" in error:
                 self.stopping.set()
-            elif response.status_code in (408, 409, 429) or response.status_code >= 500:
+            elif status in (408, 409, 429) or status >= 500:
                 named = response.headers.get("Retry-After", "")
-                if named.isdecimal() and int(named) <= 60:    # seconds
+                if re.fullmatch("[1-5]?[0-9]|60", named) and int(named):    # seconds
                     wait = int(named) * random.uniform(1, 2)
                 continue
             break
         raise Refused(error)
 
     def check(self, content, error) -> dict:
-        """The reply in a body, if it is JSON with text in it."""
+        """The reply in a body, if it is JSON with text in it. What was paid is counted anyhow."""
         try:
             reply = json.loads(content)    # UTF-8, whatever the header says
         except (ValueError, RecursionError):
             reply = None
-        self.count(reply)    # what was paid is counted, whatever came of it
+        self.count(reply)
         if not read_text(reply):
             raise Refused(error)
         return reply
 
     def count(self, reply):
         usage = reply.get("usage") if isinstance(reply, dict) else None
-        for kind in ("prompt_tokens", "completion_tokens"):
-            n = usage.get(kind) if isinstance(usage, dict) else 0
+        if isinstance(usage, dict):
             with self.lock:
-                self.usage[kind] += n if type(n) is int else 0
+                self.usage.update({kind: n for kind, n in usage.items() if type(n) is int})
+
+def mend_end(path):
+    """A last line without its end was torn by a kill, and goes, unless it is whole all the same."""
+    data = path.read_bytes()
+    tail = data[data.rfind(b"\n") + 1:]
+    try:
+        end = tail and json.dumps(json.loads(tail)).encode() + b"\n"
+    except (ValueError, RecursionError):
+        end = b""
+    if tail:
+        replace_file(path, data.removesuffix(tail), end)
 
 def cannot_pass(error) -> bool:
     """Whether waiting cannot help: an address that is none, no such host, nobody who listens."""
-    return (isinstance(error, (ValueError, requests.exceptions.SSLError,
-                               requests.exceptions.ProxyError))
-            or "NewConnectionError" in str(error) or "NameResolutionError" in str(error))
+    return isinstance(error, (ValueError, SSLError, ProxyError)) or any(
+        name in str(error) for name in ("NewConnectionError", "NameResolutionError"))
 
 def hide(text: str, key: str) -> str:
     """The beginning of a text in one line, without the key."""
@@ -384,6 +393,8 @@ def annotate(problem, replies, args):
     rejected, messages = [], make_messages(problem, args.mode, args.dataset)
     for sample in range(args.tries):
         row = replies.get(problem, messages, sample)
+        if row is None and sample == 0:
+            raise Refused("the recording is about another text of this problem")
         if row is None:
             break
         try:
@@ -395,7 +406,7 @@ def annotate(problem, replies, args):
 
 def annotate_all(problems, replies, args):
     """({id: record that is kept}, [rejection], [why a problem is missing])."""
-    kept, rejected, missing, start = {}, [], [], time.time()
+    kept, rejected, missing, start, n = {}, [], [], time.time(), 0
     pool = ThreadPoolExecutor(args.workers)
     # Another order in each run, so that no few problems can stop it again and again
     futures = {pool.submit(annotate, problem, replies, args): problem
@@ -414,7 +425,7 @@ def annotate_all(problems, replies, args):
                 print(f"{n:6,}/{len(problems):,} problems | {len(replies.rows):,} replies | "
                       f"{len(kept):,} kept | {left // 60}:{left % 60:02d} left", flush=True)
     except KeyboardInterrupt:
-        missing += ["interrupted"] * (len(problems) - len(kept))
+        missing += ["interrupted"] * (len(problems) - n)
         print("\nInterrupted.")
     finally:
         replies.stopping.set()
@@ -434,11 +445,7 @@ def free_path(out: Path, lines: list[bytes]) -> Path:
 # ------------------------------------------------------------ the command
 
 def server_url(text):
-    """
-    >>> server_url("localhost:11434"), server_url("https://host/api/v1/")
-    ('http://localhost:11434/v1', 'https://host/api/v1')
-    """
-    url = text.rstrip("/") if "://" in text else f"http://{text}".rstrip("/")
+    url = (text if "://" in text else f"http://{text}").rstrip("/")
     return url if re.search("://.*/", url) else f"{url}/v1"    # a bare host
 
 def json_object(text):
@@ -465,10 +472,11 @@ def parse_args(argv=None):
     return parser.parse_args(argv)
 
 def read_row(line) -> dict:
-    row = json.loads(line)
-    if not isinstance(row.get("id"), str) or not read_text(row.get("reply")):
+    row = {"teacher": "unknown"} | json.loads(line)    # a TypeError if it is no object
+    if type(row.get("id")) is not str or not read_text(row.get("reply")):
         raise ValueError("a row of a recording must have an id, and a reply with text")
-    return {"teacher": "unknown"} | row
+    row["teacher"] = clean(str(row["teacher"]).encode("utf-8", "replace").decode())
+    return row
 
 def main(args):
     """The exit status: 1 where problems are missing."""
@@ -483,12 +491,17 @@ def main(args):
     problems = [problem for problem in load_problems(
         args.dataset, "all" if is_file else "train", limit) if problem.answer]    # else no judge
     out = Path(args.out or f"annotations/{name}-{args.mode}.jsonl").expanduser()
-    replies = Replies(Path(args.replay or beside(out, "replies")), args)
+    files = [out, beside(out, "rejected"), beside(out, "replies")]
+    is_read = Path(args.dataset).resolve() in [path.resolve() for path in files[1:]]
+    if out.suffix != ".jsonl" or out.is_dir() or is_read:
+        raise SystemExit(f"--out {out}: name a file that ends in .jsonl, not one that is read")
+    replies = Replies(Path(args.replay or files[2]), args)
     if args.replay:    # it may be about some of the problems only
         seen = {row["id"] for row in replies.rows}
         problems = [problem for problem in problems if problem.id in seen]
-    elif args.base_url == OPENAI and not os.environ.get("OPENAI_API_KEY"):
-        raise SystemExit(f"{OPENAI} needs a key in the environment variable OPENAI_API_KEY.")
+    elif not re.fullmatch("[!-~]+" if args.base_url == OPENAI else "[!-~]*",
+                          os.environ.get("OPENAI_API_KEY", "").strip()):
+        raise SystemExit("The environment variable OPENAI_API_KEY holds no key, or no whole one.")
     out.parent.mkdir(parents=True, exist_ok=True)
     kept, rejected, missing = annotate_all(problems, replies, args)
 
@@ -513,6 +526,7 @@ def beside(out: Path, what: str) -> Path:
     return out.with_name(f"{out.name.removesuffix('.jsonl')}.{what}.jsonl")
 
 if __name__ == "__main__":
+    sys.stdout.reconfigure(errors="replace")    # a console that lacks a letter shows "?"
     status = main(parse_args())
     sys.stdout.flush()
     os._exit(status)    # without waiting for requests under way

@@ -88,8 +88,9 @@ class Problem:
         texts = [problem.id, problem.problem, problem.source, *problem.evidence]
         texts += [text for step in steps for text in (step.question, step.solution)]
         wrong = [text for text in texts if type(text) is not str]
-        if wrong or not problem.problem.strip() or type(problem.evidence) is not list:
-            raise ValueError(f"not a text: {wrong}; or no problem; or the evidence is not a list")
+        are_lists = all(type(record.get(key, [])) is list for key in ("steps", "evidence"))
+        if wrong or not problem.problem.strip() or not are_lists:
+            raise ValueError(f"not a text: {wrong}; or no problem; or steps that are not a list")
         "".join(texts).encode()    # fails for half of a surrogate pair
         return problem
 
@@ -286,7 +287,7 @@ def extract_answer(text: str) -> str | None:
     word = re.match(r"\W*(yes|no|true|false)\b(?! one\b)", block[1], re.IGNORECASE)
     if word:
         return "yes" if word[1].lower() in ("yes", "true") else "no"
-    for side in reversed(re.sub("<<.*?>>", "", block[1]).split("=")):
+    for side in reversed(re.sub("<<[^<>]*>>", "", block[1]).split("=")):
         found = re.findall(VALUE, side)
         if len(found) == 1:
             return calculate(re.sub(r"[ €£]", "", found[0]))
@@ -498,9 +499,10 @@ def print_counts(name, problems):
         print(f"{'':12s} {len(false):6,} calculations are false, the first one in {false[0]}")
 
 def main(args):
-    for split in splits_of(args.dataset):
-        print_counts(f"{run_name(args.dataset)}/{split}", load_problems(args.dataset, split))
-    problems, tokenizer = load_problems(args.dataset, "train"), get_tokenizer("tiny")
+    splits = {split: load_problems(args.dataset, split) for split in splits_of(args.dataset)}
+    for split, problems in splits.items():
+        print_counts(f"{run_name(args.dataset)}/{split}", problems)
+    problems, tokenizer = splits["train"], get_tokenizer("tiny")
     for role in [args.role] if args.role else ROLES:
         fits = [segments(problem, role) for problem in problems if can_learn(problem, role)]
         print(f"\n{role}: {len(fits):,} of {len(problems):,} training problems hold what it "
@@ -511,6 +513,7 @@ def main(args):
             print(f"[{len(ids)} tokens, {sum(t != IGNORE for t in targets)} learned]")
 
 if __name__ == "__main__":
+    sys.stdout.reconfigure(errors="replace")    # a console that lacks a letter shows "?"
     try:
         main(parse_args())
     except BrokenPipeError:    # of `| head`

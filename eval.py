@@ -28,7 +28,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from data import (DATASET_HELP, Problem, Step, clean, load_problems, positive, read_lines,
-                  replace_file, run_name, same_answer)
+                  read_toml, replace_file, run_name, same_answer)
 from infer import TEMPERATURE, add_student_flags, chunks, load_students, solve
 
 # ------------------------------------------------------------ predictions: a record a dialogue
@@ -80,7 +80,7 @@ def make_header(args, students, problems):
                            for role, student in students.items()}, "curves": curves}
 
 def sha256(data):
-    return hashlib.sha256(data).hexdigest()
+    return hashlib.sha256(data).hexdigest()[:16]
 
 def solve_batch(args, problems, students):
     """A record a problem: its dialogue, and the answers with an oracle (see `oracles`)."""
@@ -314,44 +314,21 @@ def compare(path_a, path_b):
 
 # ------------------------------------------------------------ the report, a static page
 
-STYLE = """
-body { max-width: 60em; margin: auto; font: 15px/1.5 sans-serif }
-th { text-align: left; padding-top: 1em } td { padding-right: 1em; white-space: pre }
-.track { width: 16em; height: .8em; background: #eee; position: relative }
-.track * { position: absolute; height: 100% } .track i { background: #9cc3e6 }
-.track b { width: 2px; background: #0a3d6b }
-.scale { width: 16em; display: flex; justify-content: space-between; font-size: 12px }
-details { margin-left: 1em }
-p { margin: .3em 1em; white-space: pre-wrap; overflow-wrap: anywhere; unicode-bidi: isolate }
-.Subquestion { color: #a05500 } .Solution { color: #0a62a8 } .gold { color: #56641a }
-"""
-NOTES = {    # what a row means, where it is not obvious
-    "an answer was found": "the rest ended without an answer, or with several numbers in it",
-    "calculator off": "the students do the sums themselves",
-    "calculator on": "the sums are done for the students",
-    "gold subquestions": "a perfect decomposer; problems whose subquestions are all known",
-    "gold solutions": "a perfect solver, up to the answer; only where the decomposer asked as many "
-                      "subquestions as gold has",
-    "as many as gold": "the decomposer asks the right number of subquestions",
-}
-
 def page(header, records, scores):
-    """The report. Every text in it is escaped."""
+    """The report (its beginning is in students/report.toml). Every text in it is escaped."""
+    table = read_toml("report.toml")
     settings = ", ".join(f"{key} {value}" for key, value in header["settings"].items())
-    text = ('<!doctype html><meta charset="utf-8"><title>Where do the students break?</title>'
-            f"<style>{STYLE}</style><h1>Where do the students break?</h1>"
-            f"<p>{html.escape(str(header['command']))}</p><p>{html.escape(settings)}</p>"
-            "<p>A dark line is the share of the problems in a row, the blue bar its 95 % interval: "
-            "other problems of the same kind could have moved it so far.</p><table>")
+    about = html.escape(f"{header['command']}\n{settings}")
+    text = f"{table['head']}<p>{about}</p><table>"
     for section, rows in scores.items():
         text += (f'<tr><th colspan="2">{html.escape(section)}'
-                 '<th><div class="scale"><span>0 %<span>50 %<span>100 %</div>')
+                 '<th><div class="scale"><i>0 %</i><i>50 %</i><i>100 %</i></div>')
         for row, figure in rows.items():
             left, width = figure["low"], figure["high"] - figure["low"]
             text += (f"<tr><td>{html.escape(row)}<td>{describe(figure)}<td><div class=track>"
                      f'<i style="left:{left:.1%};width:{width:.1%}"></i>'
                      f'<b style="left:{figure["right"] / figure["n"]:.1%}"></b></div>'
-                     f"<td><small>{NOTES.get(row, '')}</small>")
+                     f"<td>{table['notes'].get(row, '')}")
     text += "</table>" + "".join(curve(role, line) for role, line in header["curves"].items())
     groups = {}
     for record in records:
@@ -422,7 +399,7 @@ def main(args):
     scores, bleu_4 = score(records), bleu_of(records)
     settings = header["settings"]
     print(f"\n{args.method} on {settings['dataset']}/{args.split}: {len(records)} problems, sha256 "
-          f"{settings['problems_sha256'][:12]}")
+          f"{settings['problems_sha256']}")
     print_scores(scores, bleu_4)
     text = json.dumps(header | {"curves": {}, "scores": scores, "bleu_4": bleu_4}, indent=1)
     replace_file(path.with_suffix(".json"), text.encode())

@@ -239,7 +239,7 @@ def train(model, examples, valid, settings, args, device, dtype):
             log.append({"step": step, "loss": loss, "lr": lr, "norm": norm,
                         "tokens_per_second": speed})
             print(f"step {step:5d}/{n_steps} | loss {loss:.4f} | lr {lr:.1e} | norm {norm:.2f} | "
-                f"{speed:6,.0f} tok/s | {left // 60}:{left % 60:02d} left", flush=True)
+                  f"{speed:6,.0f} tok/s | {left // 60}:{left % 60:02d} left", flush=True)
         if step % math.ceil(n_steps / N_EVALS) == 0 or step == n_steps:
             valid_loss = validate(model, valid, autocast)
             log.append({"step": step, "valid_loss": valid_loss})
@@ -364,9 +364,9 @@ def main(args):
     else:
         model = GPT.from_pretrained(args.model)
     limit_threads(model)
+    examples, valid = load_examples(args, model)
     if RANK == 0:
         claim(Path(args.out), args.resume)
-    examples, valid = load_examples(args, model)
     ours = is_ours(model)
     n_tokens = args.batch_tokens or (2048 if ours else 4096)
     lr = args.lr or (4e-3 if from_scratch else 1e-3 if ours else 1e-4)
@@ -400,10 +400,12 @@ def start_processes(device):
         sys.stdout = open(os.devnull, "w")    # noqa: SIM115 (open until the end)
 
 if __name__ == "__main__":
+    sys.stdout.reconfigure(errors="replace")    # a console that lacks a letter shows "?"
     args = parse_args()
     try:
         main(args)
     except KeyboardInterrupt:
         has_saved = Path(args.out, "resume.pt").exists()
-        sys.exit("\nInterrupted. The same command with --resume goes on from the last validation."
-                 if has_saved else "\nInterrupted before the first validation: nothing was saved.")
+        sys.exit("\nInterrupted. With --resume the same command goes on from the last validation."
+                 if has_saved else "\nInterrupted before the first validation: nothing was saved. "
+                 "With --resume the same command begins anew.")

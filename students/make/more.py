@@ -18,12 +18,11 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(ROOT), str(ROOT / "students" / "make")]
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from programs import WORDS, read_program, solve
 
-from data import (CALCULATION, NUMBER, Problem, calculate, clean, find_file, load_problems,
+from data import (CALCULATION, HERE, NUMBER, Problem, calculate, clean, find_file, load_problems,
                   read_lines, read_toml, replace_file, segments)
 
 TABLE = read_toml("make/more.toml")
@@ -91,7 +90,7 @@ def read_rows(own_files):
 
 def main(out, *own_files):
     parts = [("gsm8k", "valid"), ("gsm8k", "test"), ("svamp", "all")]
-    parts += [(str(path), "all") for path in (ROOT / "tests").glob("typed*.jsonl")]
+    parts += [(str(path), "all") for path in (HERE / "tests").glob("typed*.jsonl")]
     tests = {run for part in parts for test in load_problems(*part) for run in runs(test.problem)}
     lines, counts = {}, Counter()
     for row, code in read_rows(own_files):

@@ -1,16 +1,16 @@
 """
-What a program says, as the steps of a dialogue; `more.py` beside this file uses it.
+What a program says, as the steps of a dialogue. `more.py`, beside this file, uses it.
 
-    pens = 3 * 4                      How many pens are there?    3*4 = <<3*4=12>>12
-    result = float(pens) - 5  # lost  (the last question: more.py)  12-5 = <<12-5=7>>7
+    boxes = 3                     nothing is calculated
+    pens = boxes * 4              How many pens are there?    3*4 = <<3*4=12>>12
+    return float(pens) - 5        (the problem's question)    12-5 = <<12-5=7>>7
 """
 
 import re
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from data import Step, calculate, read_toml
 

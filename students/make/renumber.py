@@ -36,7 +36,7 @@ def renumber(problem: Problem, rng) -> Problem | None:
     >>> from data import Step
     >>> story = Problem("", "Ava had 8 pens and lost 3.", [Step("", "8-3 = <<8-3=5>>5.")], "5")
     >>> renumber(story, random.Random(1)).steps
-    [Step(question='', solution='9-3 = <<9-3=6>>6.')]
+    [Step(question='', solution='5-2 = <<5-2=3>>3.')]
     """
     told = "\n".join([problem.problem, *(step.question for step in problem.steps)])
     solved = "\n".join(step.solution for step in problem.steps)
@@ -83,7 +83,7 @@ def is_sound(expression: str, value: str | None) -> bool:
 
 def find_fixed(told: str, solved: str) -> set[str]:
     """The values that must stay: part of a time, a percentage, ..., or said by a word too."""
-    marked = re.findall(FIXED, told) + re.findall(rf"{NUMBER}\s?%", solved)
+    marked = re.findall(f"(?i){FIXED}", told) + re.findall(rf"{NUMBER}\s?%", solved)
     table = read_toml("make/renumber.toml")
     years = re.findall(r"\b(?:19|20)\d\d\b", told)
     fixed = {*table["always"].split(), *find_values(" ".join(marked)), *years}
@@ -93,7 +93,7 @@ def find_fixed(told: str, solved: str) -> set[str]:
     return fixed
 
 def find_percentages(given: set[str], used: set[str]) -> set[str]:
-    """The given values that are percentages in secret: 20 where 0.2, 1.2, 0.8, 80 or 120 is used."""
+    """The given values that may be percentages: 20 where 0.2, 1.2, 0.8, 80 or 120 is used."""
     forms = ("{0}%", "1+{0}%", "1-{0}%", "100-{0}", "100+{0}")
     return {value for value in given
             if not used.isdisjoint(calculate(form.format(value)) for form in forms)}

@@ -35,8 +35,11 @@ def story_table(level):
     columns = {kind: names.split() for kind, names in table["columns"].items()}
     words = {kind: [read_word(row, columns[kind]) for row in rows.split()]
              for kind, rows in table["words"].items()}
-    events = [table["unsaid"] | event | {"name": name, "uses": re.findall(r"{(\w+)}", str(event))}
-              for name, event in table["event"].items()]
+    events = []
+    for name, event in table["event"].items():
+        used = re.findall(r"{(\w+)}", str(event))
+        kinds = [kind for kind, own in columns.items() if kind != "item" and {*own} & {*used}]
+        events.append(table["unsaid"] | event | {"name": name, "kinds": kinds})
     return table | {"columns": columns, "words": words, "event": events}
 
 def merge(old, new):
@@ -108,9 +111,8 @@ class Story:
         if not events:
             return False
         event = self.rng.choice(events)
-        for kind, own in self.table["columns"].items():
-            if kind != "item" and not set(own).isdisjoint(event["uses"]):
-                self.words |= self.draw(kind)
+        for kind in event["kinds"]:
+            self.words |= self.draw(kind)
         if not any(self.draw_numbers(event) for _ in range(20)):
             return False
         self.sentences.append(self.fill(self.rng.choice(event["say"]), self.does["words"]))

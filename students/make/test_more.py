@@ -80,23 +80,24 @@ def test_a_name_becomes_a_question_or_nothing(name, question):
     (*row("3 * 4 - 5", PENS + " And how many were lost?"), "several"),
     (*row("3 * 4 - 5", PENS[:-1] + "."), "no question"),
     (*row("3 * 4", "Ben has 3 boxes with 4 pens each. Can he give away 5?"), "asks for no number"),
-    (*row("3 * 4", "``` Ben has 3 boxes of 4 pens. How many pens is that?"), "other text"),
+    (*row("3 * 4", "en has 3 boxes of 4 pens. How many pens is that?"), "other text"),
     (*row("5 / 20", "He lost 5 of 20 pens. What percentage is that?"), "percentage")])
 def test_what_may_teach_a_falsehood_is_dropped(problem, code, why):
     with pytest.raises(ValueError, match=why):
         convert(problem, code)
 
 def test_what_looks_like_that_but_is_true_stays():
-    assert convert(*row("5 / 2", "Two pies weigh 5 pounds. How many pounds is one?")).answer == "2.5"
+    assert convert(*row("5 / 2", "2 pies weigh 5 pounds. How many pounds is one?")).answer == "2.5"
     assert convert(*row("200 * 0.8", "A $200 bike is 20% off. What is its price?")).answer == "160"
     assert convert(*row("200 // 4", "4 friends share 200 pens. How many are his?")).answer == "50"
 
 def test_a_label_before_the_problem_is_cut_off():
     assert convert("Student: **Q7**: " + PENS, PROGRAM).problem == PENS
+    assert convert("``` 7. " + PENS, PROGRAM).problem == PENS
     assert convert("Possible questions and programs are: " + PENS, PROGRAM).problem == PENS
 
 def test_a_problem_like_one_of_a_test_is_dropped_whatever_its_numbers_are():
     for test in (PENS, PENS.replace("3", "1,250"), PENS + " Please tell me, if you know it."):
         with pytest.raises(ValueError, match="like a problem of a test"):
             convert(PENS, PROGRAM, more.runs(test))
-    convert(PENS, PROGRAM, more.runs("Ada has 3 boxes with 4 cups each. She loses 5 of these. Why?"))
+    convert(PENS, PROGRAM, more.runs("Ada has 3 boxes with 4 cups each. She loses 5. Why?"))

@@ -1,0 +1,248 @@
+"""
+Damaged files, replies and bodies by the thousand, hundreds of kills, and a slow server. By hand; pytest does not run it.
+
+    python tests/stress.py                                all of it, a quarter of an hour
+    python tests/stress.py --mutations 500 --kills 10     a look
+    python tests/stress.py predictions kills              some parts only
+
+A damaged input must end in one clear line (SystemExit, or the function's own error), or in exactly what its text says. Any other
+error, and whatever takes more than LIMIT seconds, is printed with the number of its case.
+"""
+
+import argparse
+import contextlib
+import io
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+from collections import Counter
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+from fake_teacher import FakeTeacher    # which makes the scripts importable
+from toy import PROBLEM, tiny_student
+
+import annotate
+import eval
+from data import HERE, ROLES, Problem, can_learn, encode, extract_answer, get_tokenizer, load_problems, read_lines, segments
+from gpt import GPT, read_safetensors
+
+LIMIT = 5    # seconds for one input
+VALUES = [None, True, False, 0, 1, -1, 2.5, 1e308, float("nan"), 10**30, 7 * 10**9, "", "x", "7", "\ud800", "<script>", "9" * 5000, "é\n",
+          [], {}, [[]], [None], {"x": 1}, ["x", 1], {"text": "x"}]
+BYTES = [b"", b'"', b"{", b"}", b"[", b"]", b",", b":", b"0", b"9", b"-", b"\n", b"\0", b"\xff", b"\xc3", b"\\", b"\\ud800", b"null", b"1e999",
+         b"<", b">>", b"=", b"Answer: 7", b"[" * 2000, b"7" * 5000, b"NaN"]
+
+class Hang(BaseException):
+    """It takes too long."""
+
+def alarm(*_):
+    raise Hang
+
+def places(value):
+    """(container, key) of everything inside a JSON value."""
+    for key in (value if isinstance(value, dict) else range(len(value)) if isinstance(value, list) else ()):
+        yield value, key
+        yield from places(value[key])
+
+def damaged(data, rng):
+    """The bytes of a JSON value in which one to three things are changed: values, keys, or some bytes; or which is cut off."""
+    for _ in range(rng.choice((1, 1, 2, 3))):
+        found = []
+        if rng.random() < 0.6:
+            with contextlib.suppress(ValueError, RecursionError):
+                value = json.loads(data)
+                found = list(places(value))
+        if found:
+            container, key = rng.choice(found)
+            text, new = container[key], rng.choice(VALUES)
+            if isinstance(text, str) and rng.random() < 0.5:
+                cut = rng.randrange(len(text) + 1)
+                new = text[:cut] + str(new) + text[cut + rng.randrange(4):]
+            container[key] = new
+            if rng.random() < 0.25:
+                del container[key]
+            data = json.dumps(value).encode()
+        else:
+            start = rng.randrange(len(data) + 1)
+            end = min(len(data), start + rng.choice((0, 0, 1, 1, 5, 100)))
+            data = data[:start] + rng.choice([*BYTES, data[end:end + 9]]) + data[end:]
+    return data if rng.random() < 0.97 else data[:rng.randrange(len(data) + 1)]
+
+# ---------------------------------------------------------------- what is damaged, and what must hold where it is taken
+
+TOKENIZER, ARGS = get_tokenizer("tiny"), annotate.parse_args(["--replay", "rows.jsonl", "--dataset", "mine.jsonl"])
+STORIES, ROWS = load_problems("demo", "train", limit=2000), read_lines(annotate.RECORDING)
+DIALOGUE = {"problem": asdict(PROBLEM), "seed": 0, "turns": [{"speaker": "solver", "kind": "Subquestion", "text": "How many?"}],
+            "answer": "7", "ended": "finished", "answers": ["7", None], "oracles": {"calculator off": "7", "gold subquestions": None}}
+RUN = [{"settings": {"dataset": "demo", "n": 2}, "command": "python eval.py", "trained_by": {}, "curves": {"solver": [[1, 5.5], [2, 0.5]]}},
+       DIALOGUE, DIALOGUE | {"answer": None}]
+
+def records(rng):
+    Path("a.jsonl").write_bytes(damaged(rng.choice(STORIES).to_json().encode(), rng))
+    for problem in read_lines("a.jsonl", Problem.from_json):
+        said, record = json.loads(Path("a.jsonl").read_bytes().decode("utf-8-sig")), asdict(problem)
+        assert record | said | {"answer": 0, "steps": 0} == record | {"answer": 0, "steps": 0}, "not what it says"
+        assert [step | its for step, its in zip(record["steps"], said.get("steps", []))] == record["steps"], "not what it says"
+        assert problem.answer == (extract_answer(f"Answer: {said['answer']}") or ""), "the answer is another"
+        assert Problem.from_json(problem.to_json()) == problem
+        for role in ROLES:
+            assert not can_learn(problem, role) or len(set(map(len, encode(segments(problem, role), TOKENIZER)))) == 1
+
+def replies(rng):
+    row = rng.choice(ROWS)
+    problem = next(problem for problem in STORIES if problem.id == row["id"])
+    Path("rows.jsonl").write_bytes(damaged(json.dumps(row).encode(), rng))
+    for ARGS.mode in ("socratic", "socratic-gt", "cot"):
+        store = annotate.Replies(Path("rows.jsonl"), ARGS)
+        with contextlib.suppress(annotate.Refused):
+            record, rejected = annotate.annotate(problem, store, ARGS)
+            text = "".join(annotate.read_text(row["reply"]) for row in store.rows)
+            assert all(row["text"] == text and row["reason"] for row in rejected)
+            if record:
+                assert Problem.from_json(record.to_json()) == record and record.answer == problem.answer
+                for step in record.steps:
+                    for words, given in ((step.question, "cot"), (step.solution, "socratic-gt")):
+                        assert ARGS.mode == given or words in text.replace("**", ""), "the teacher did not write that"
+
+def bodies(rng):
+    body = damaged(json.dumps(rng.choice(ROWS)["reply"], ensure_ascii=rng.random() < 0.5).encode(), rng)
+    Path("rows.jsonl").write_bytes(b"")
+    with contextlib.suppress(annotate.Refused, annotate.Rejected):
+        reply = annotate.Replies(Path("rows.jsonl"), ARGS).check(body, "200")
+        line = annotate.to_line({"id": "x", "sample": 0, "reply": reply})
+        assert line.count(b"\n") == 1 and str(annotate.read_row(line)["reply"]) == str(reply) == str(json.loads(body)), "not what it says"
+        annotate.judge(STORIES[0], reply, "socratic", "x").to_json().encode()
+
+def model_files():
+    """The bytes of a model's two files, after its first load, which is slow."""
+    if not Path("whole").exists():
+        tiny_student("solver").save_pretrained("whole")
+        GPT.from_pretrained("whole")
+    Path("model").mkdir(exist_ok=True)
+    for path in Path("whole").iterdir():
+        Path("model", path.name).write_bytes(path.read_bytes())
+    return Path("model/model.safetensors"), Path("model/config.json")
+
+def safetensors(rng):
+    path, _ = model_files()
+    data, n = path.read_bytes(), int.from_bytes(path.read_bytes()[:8], "little")
+    header, body = damaged(data[8:8 + n], rng), data[8 + n:]
+    length = rng.choice((len(header),) * 9 + (n, 0, 2**63, rng.getrandbits(64)))
+    path.write_bytes(length.to_bytes(8, "little") + header + body[:rng.choice((None, None, None, -1, 100))])
+    for name, tensor in read_safetensors(path).items():
+        entry = json.loads(header)[name]
+        numbers = np.frombuffer(body[slice(*entry["data_offsets"])], {"F32": "<f4", "F16": "<f2"}[entry["dtype"]])
+        assert np.array_equal(tensor.numpy(), numbers.reshape(entry["shape"]), equal_nan=True), "not what it says"
+    GPT.from_pretrained("model")
+
+def config(rng):
+    _, path = model_files()
+    path.write_bytes(damaged(path.read_bytes(), rng))
+    model, said = GPT.from_pretrained("model"), json.loads(path.read_bytes())
+    for key, value in asdict(model.config).items():
+        assert str(value) == str(type(value)(said.get(key, value))), "not what it says"
+    assert model.info == {key: value for key, value in said.items() if key not in asdict(model.config)} or "NaN" in str(said)
+    if model.info.get("tokenizer", "gpt2") != "gpt2":    # which might be downloaded
+        model.get_tokenizer()
+
+def predictions(rng):
+    lines, i = [json.dumps(row).encode() for row in RUN], rng.randrange(3)
+    lines[i] = damaged(lines[i], rng)
+    Path("p.jsonl").write_bytes(b"\n".join(lines) + b"\n")
+    header, rows = eval.read_run(Path("p.jsonl"))
+    scores = eval.score(rows)
+    assert scores["accuracy"]["right"]["n"] == len(rows)
+    assert "<script" not in eval.page(header, rows, scores), "a text that is not escaped"
+    with contextlib.redirect_stdout(io.StringIO()):
+        eval.print_scores(scores, eval.bleu_of(rows))
+        eval.compare(Path("p.jsonl"), Path("p.jsonl"))
+
+def mutate(part, n, seed):
+    """Whether all went well. What did not is printed, once for each place in the code."""
+    signal.signal(signal.SIGALRM, alarm)
+    model_files()
+    found, outcomes, began = {}, Counter(), time.time()
+    for i in range(n):
+        try:
+            signal.setitimer(signal.ITIMER_REAL, LIMIT)
+            part(random.Random(f"{seed} {part.__name__} {i}"))
+            outcomes["taken, or the function's own error"] += 1
+        except SystemExit as error:
+            outcomes["one clear line" if 0 < len(str(error).strip()) < 6000 else "an unclear line"] += 1
+        except (Hang, Exception) as error:
+            frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename.startswith(str(HERE))]
+            frame = [frame for frame in frames if frame.name != "alarm"][-1]
+            place = f"{type(error).__name__} at {Path(frame.filename).name}:{frame.lineno} ({frame.line})"
+            found.setdefault(place, []).append((i, str(error)[:150]))
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+    print(f"{part.__name__}: {dict(outcomes)}, errors: {sum(map(len, found.values()))}; {time.time() - began:.0f} s", flush=True)
+    for place, cases in found.items():
+        print(f"{len(cases):6d} x {place}: {cases[0][1]!r}, first in case {cases[0][0]}")
+    return not found and not outcomes["an unclear line"]
+
+# ---------------------------------------------------------------- kills, and a server that takes two requests a second
+
+class Moods(dict):
+    """The fault of any request: most often none."""
+
+    def get(self, _):
+        return random.choice([None] * 14 + ["wrong", "length", "null content", "400", "reset", "500"])
+
+def kills(n, workers=6):
+    Path("mine.jsonl").write_text("".join(problem.to_json() + "\n" for problem in STORIES), encoding="utf-8")
+    path, stored, repeated = Path("annotations/mine-socratic.replies.jsonl"), b"", [0]
+    with FakeTeacher(STORIES, flagged=Moods(), delay=0.05) as server, open("log.txt", "w") as log:
+        command = [sys.executable, HERE / "annotate.py", "--dataset", "mine.jsonl", "--teacher", "fake", "--base-url", server.url,
+                   "--workers", str(workers)]
+        for i in range(n):
+            process, first = subprocess.Popen(command, stdout=log, stderr=log), len(server.log)
+            while i % 5 and len(server.log) == first and process.poll() is None:    # every fifth kill comes at any time
+                time.sleep(0.005)
+            time.sleep(random.uniform(0, 0.4 if i % 5 else 1.5))
+            process.kill()
+            process.wait()
+            time.sleep(0.1)
+            data = path.read_bytes() if path.exists() else b""
+            assert data.startswith(stored), f"kill {i}: a stored row is lost"
+            stored = data[:data.rfind(b"\n") + 1]
+            rows = Counter((row["id"], row["sample"]) for row in map(json.loads, stored.splitlines()))
+            asked = Counter((entry["id"], entry["body"]["seed"]) for entry in server.log if entry["fault"] in (None, "wrong", "length"))
+            repeated.append(asked.total() - len(asked))    # of those that got a reply
+            assert rows.total() == len(rows), f"kill {i}: a row is doubled"
+            assert repeated[-1] - repeated[-2] <= workers, f"kill {i}: {repeated[-1] - repeated[-2]} requests are repeated"
+    print(f"kills: {n}, replies stored: {len(rows):,}, requests: {len(server.log):,}, repeated: {repeated[-1]}", flush=True)
+    return "Traceback" not in Path("log.txt").read_text()
+
+def slow():
+    for busy in ("429", "429 Retry-After 1", "429 Retry-After 0"):
+        flags, began = ["--workers", "8", "--limit", "40", "--teacher", "fake", "--out", f"{busy}.jsonl", "--base-url"], time.time()
+        with FakeTeacher(STORIES, rate=2, busy=busy) as server, contextlib.redirect_stdout(io.StringIO()):
+            status = annotate.main(annotate.parse_args([*flags, server.url]))
+        n = len(read_lines(f"{busy}.jsonl"))
+        print(f"slow: {n} of 40 after {busy}, status {status}, {len(server.log)} requests, {time.time() - began:.0f} s", flush=True)
+        if (status, n) != (0, 40):
+            return False
+    return True
+
+if __name__ == "__main__":
+    parts = {part.__name__: part for part in (records, replies, bodies, safetensors, config, predictions)}
+    parser = argparse.ArgumentParser(description="Damage, kill, and slow down.")
+    parser.add_argument("parts", nargs="*", default=[*parts, "kills", "slow"], help=f"of {', '.join(parts)}, kills, slow")
+    parser.add_argument("--mutations", type=int, default=10_000, help="of each part")
+    parser.add_argument("--kills", type=int, default=200)
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    random.seed(args.seed)
+    os.chdir(tempfile.mkdtemp())
+    well = [kills(args.kills) if part == "kills" else slow() if part == "slow" else mutate(parts[part], args.mutations, args.seed)
+            for part in args.parts]
+    sys.exit(not all(well))
