@@ -289,15 +289,15 @@ class Replies:
             return self.on_disk.get(self.key(row))
         try:
             row["reply"] = self.ask(body)
-        except Refused:
+            with self.lock, open(self.path, "ab") as file:
+                file.write(to_line(row))
+        except (Refused, OSError) as error:
             self.n_failures += 1
-            if self.n_failures >= MAX_FAILURES:
+            if self.n_failures >= MAX_FAILURES or isinstance(error, OSError):    # a full disk
                 self.stopping.set()
             raise
         self.n_failures = 0
-        with self.lock, open(self.path, "ab") as file:
-            file.write(to_line(row))
-            self.rows.append(row)
+        self.rows.append(row)
         return row
 
     def ask(self, body) -> dict:

@@ -106,16 +106,18 @@ def read_run(path):
 
 def read_row(line):
     """A line of a file of predictions: the header, or a dialogue."""
-    row = json.loads(line)
+    row = {} | json.loads(line)    # a TypeError if it is no object
     if "settings" in row:
-        return {"command": "", "curves": {}} | row
+        curves = {role: [(float(step), float(loss)) for step, loss in points]
+                  for role, points in dict(row.get("curves", {})).items()}
+        return {"command": ""} | row | {"settings": {} | row["settings"], "curves": curves}
     lacks = {"problem", "turns", "answer", "answers", "ended", "oracles"} - row.keys()
     if lacks:
         raise ValueError(f"not a dialogue of eval.py: {', '.join(sorted(lacks))} are missing")
-    Problem.from_json(json.dumps(row["problem"]))    # a ValueError says what is wrong with it
-    answers = [row["answer"], *row["answers"], *row["oracles"].values()]
+    row["problem"] = asdict(Problem.from_json(json.dumps(row["problem"])))
+    answers = [row["answer"], *row["answers"], *({} | row["oracles"]).values()]
     texts = [row["ended"]] + [answer for answer in answers if answer is not None]
-    texts += [text for turn in row["turns"] for text in (turn["kind"], turn["text"])]
+    texts += [({} | turn).get(key) for turn in row["turns"] for key in ("kind", "text")]
     if any(type(text) is not str for text in texts):
         raise ValueError("not a dialogue of eval.py: a text is not a text")
     return row
@@ -198,7 +200,7 @@ def find_hits(record, common):
     if len(answers) > 1:
         n, n_votes = len(answers), answers.count(record["answer"])
         quarter = max(1, math.ceil(4 * n_votes / n)) if record["answer"] else 1
-        votes = f"{n * (quarter - 1) // 4 + 1} to {n * quarter // 4} of {n} votes"
+        votes = f"{n * (quarter - 1) // 4 + (quarter > 1)} to {n * quarter // 4} of {n} votes"
         yield "accuracy", "the first dialogue alone", same_answer(answers[0], gold)
         yield "right, by number of votes", votes, is_hit
     yield "right, by number of steps", f"{n_steps(record)} steps", is_hit
@@ -211,7 +213,7 @@ def find_hits(record, common):
 
 def n_steps(record):
     # SVAMP has no steps, but a formula: every operator is a step.
-    formula = " ".join(record["problem"].get("evidence", [])[:1])
+    formula = " ".join(record["problem"]["evidence"][:1])
     return len(record["problem"]["steps"]) or len(re.findall(r"[\d)] ?[-+*/]", formula))
 
 def subquestions(record):
@@ -231,8 +233,8 @@ def print_scores(scores, bleu_4):
         print(f"\n{section:64s} 95 % interval")
         for row, figure in rows.items():
             print(f"  {row:40s} {describe(figure)}")
-    if bleu_4 is not None:
-        print(f"  {'BLEU-4 of the subquestions':40s} {bleu_4:22.1f}")
+        if section == "subquestions against gold":
+            print(f"  {'BLEU-4':40s} {bleu_4:22.1f}")
 
 # ------------------------------------------------------------ statistics, two runs in pairs
 
@@ -353,7 +355,7 @@ def dialogue_block(record):
 def curve(role, points):
     """The training's loss as a picture with labelled axes, the loss on a logarithmic scale."""
     points = [(step, math.log(loss)) for step, loss in points if loss > 0]
-    if len(points) < 2:
+    if len(points) < 2 or points[-1][0] <= 0:
         return ""
     last, low, high = points[-1][0], min(y for _, y in points), max(y for _, y in points)
     line = " ".join(f"{60 + 500 * step / last:.1f},{10 + 120 * (high - y) / (high - low or 1):.1f}"
@@ -362,7 +364,8 @@ def curve(role, points):
             f'<polyline points="{line}" fill="none" stroke="#0a62a8"/>'
             '<path d="M60 5V135H565" fill="none" stroke="#888"/>'
             f"<text x=5 y=15>{math.exp(high):.2f}</text><text x=5 y=133>{math.exp(low):.3f}</text>"
-            f"<text x=5 y=75>loss</text><text x=60 y=152>0</text><text x=530 y=152>{last:,}</text>"
+            f"<text x=5 y=75>loss</text><text x=60 y=152>0</text>"
+            f"<text x=530 y=152>{last:,.0f}</text>"
             "<text x=200 y=166>step (loss: nats a learned token)</text></svg>")
 
 # ------------------------------------------------------------ the command

@@ -305,7 +305,8 @@ def read_config(path):
     for key, value in GPT2.items():
         if info.get(key, value) != value:
             raise SystemExit(f"{path} is not GPT-2's: {key} is {info[key]!r}, not {value!r}")
-    if min(asdict(config).values()) <= 0 or config.n_embd % config.n_head:
+    sizes = asdict(config).values()
+    if not 0 < min(sizes) <= max(sizes) < 10**6 or config.n_embd % config.n_head:
         raise SystemExit(f"{path} does not describe a GPT-2: {config}")
     return config, info
 

@@ -207,7 +207,7 @@ def print_choice(job, logits):
     by = "the calculator writes" if job.forced else "   ".join(likeliest)
     text = job.tokenizer.decode(job.ids)
     if len(job.ids) > 1:    # a cue
-        print(*(f"{job.role:10s} < {line}" for line in text.splitlines()), sep="\n")
+        print("\n".join(f"{job.role:10s} < {line}" for line in text.splitlines() if line))
         text = ""
     print(f"{job.role:10s} | {text!r:20} -> {by}")
 
@@ -327,7 +327,7 @@ def read_problem(line):
 def typed_problems():
     print("Type a problem on one line, without quotes. An empty line ends.", file=sys.stderr)
     while text := input("\nProblem: ").strip():
-        yield Problem("", text)
+        yield Problem("typed", text)
 
 def add_student_flags(add):
     """The flags that infer.py and eval.py share: which students, and how they work."""
@@ -363,9 +363,11 @@ def parse_args(argv=None):
 def main(args):
     if args.problem is not None:
         text = clean(args.problem.encode(errors="replace").decode())    # what is no UTF-8 is "?"
-        problems = [Problem("", text)] if text else []
+        problems = [Problem("problem-1", text)] if text else []
     elif args.file or args.json or not sys.stdin.isatty():
         problems = read_lines(args.file or "-", read_problem)
+        for n, problem in enumerate(problems, 1):
+            problem.id = problem.id or f"problem-{n}"
     else:
         problems = typed_problems()
     if not problems:
@@ -374,16 +376,15 @@ def main(args):
     students = load_students(args)
     is_small = all(student.tokenizer.name == "tiny" for student in students.values())
     n_samples = args.samples or (16 if is_small and not args.explain else 1)
-    for n, problem in enumerate(problems, 1):
-        problem.id = problem.id or f"problem-{n}"
+    for batch in chunks(problems, 64) if args.json else ([problem] for problem in problems):
         if not args.json:
-            print(f"\nProblem: {problem.problem}", flush=True)    # as the shell has passed it on
-        (dialogue,) = solve([problem], students, args.method, seed=args.seed, n_samples=n_samples,
-                            calculator=args.calculator, explain=args.explain)
-        if args.json:
-            print(json.dumps(asdict(dialogue), ensure_ascii=False), flush=True)
-        else:
-            print_dialogue(dialogue)
+            print(f"\nProblem: {batch[0].problem}", flush=True)    # as the shell has passed it on
+        for dialogue in solve(batch, students, args.method, seed=args.seed, n_samples=n_samples,
+                              calculator=args.calculator, explain=args.explain):
+            if args.json:
+                print(json.dumps(asdict(dialogue), ensure_ascii=False), flush=True)
+            else:
+                print_dialogue(dialogue)
 
 if __name__ == "__main__":
     sys.stdout.reconfigure(errors="replace")    # a console that lacks a letter shows "?"

@@ -119,7 +119,8 @@ def test_the_decomposer_reads_no_solution_and_nobody_the_gold_answer():
 
 
 def test_gold_solutions_are_read_and_only_the_rest_is_written():
-    for given, written in ((PROBLEM.steps, ["7"]), ([PROBLEM.steps[0], Step(PROBLEM.steps[1].question)], ["12-5 = <<12-5=7>>7 are left.", "7"])):
+    first, second = PROBLEM.steps
+    for given, written in (([first, second], ["7"]), ([first, Step(second.question)], ["12-5 = <<12-5=7>>7 are left.", "7"])):
         (dialogue,) = solve([PROBLEM], parrots(), given=[given])
         assert [turn.text for turn in dialogue.turns] == written
 
@@ -174,6 +175,9 @@ def test_drawing_follows_the_probabilities():
     for _ in range(6000):
         counts[infer.choose(logits, [job], 0.5)[0]] += 1
     assert torch.allclose(counts / 6000, (logits[0] / 0.5).softmax(-1), atol=0.02)
+    jobs = [infer.Job(Dialogue(problem, seed), Student(role, Parrot(""), TOKENIZER), [], True)
+            for problem in STORIES[:2] for seed in (0, 1) for role in ("decomposer", "cot")]
+    assert len({job.rng.random() for job in jobs}) == 8, "each problem, seed and role has draws of its own"
 
 
 def test_a_turn_without_a_label_is_what_the_role_usually_writes():
@@ -341,8 +345,8 @@ def test_an_explanation_has_a_line_for_each_token_and_names_those_of_the_calcula
     lines = capsys.readouterr().out.splitlines()
     assert [line for line in lines if " < " in line] == [
         f"decomposer < Problem: {PROBLEM.problem}", f"solver     < Problem: {PROBLEM.problem}",
-        "solver     < Subquestion: How many pens?", "solver     < Solution:", "solver     < ",    # the newline before a cue
-        "solver     < Subquestion: How many are left?", "solver     < Solution:", "solver     < ", "solver     < Answer:"]
+        "solver     < Subquestion: How many pens?", "solver     < Solution:",
+        "solver     < Subquestion: How many are left?", "solver     < Solution:", "solver     < Answer:"]
     for role, text in (("decomposer", "Subquestion: How many pens?\nSubquestion: How many are left?"),
                        ("solver", " There are 3*4 = <<3*4=12>>12 pens. 12-5 = <<12-5=7>>7 are left. 7")):
         steps = [re.fullmatch(rf"{role} *\| (.*?) +-> (.*)", line) for line in lines]
