@@ -323,8 +323,9 @@ def find_released(name):
         raise SystemExit(f"{name} is neither a folder nor one of: {', '.join(released)}")
     folder = Path(os.path.expanduser("~/.cache/socratic")) / name
     if not (folder / "model.safetensors").is_file():
-        write_config(folder / "config.json", SIZES[name], {})
         download(HUB.format(name=name), folder / "model.safetensors")
+    if not (folder / "config.json").is_file():
+        write_config(folder / "config.json", SIZES[name], {})
     return folder
 
 # ------------------------------------------------------------ the machine

@@ -349,7 +349,7 @@ def parse_args(argv=None):
     args = parser.parse_args(argv)
     name = "+".join(map(run_name, args.dataset))
     out = args.out or f"runs/{name}-{Path(args.model).name}-{args.role}"
-    args.out = str(Path(out).expanduser())
+    args.out = os.path.expanduser(out)
     return args
 
 def main(args):

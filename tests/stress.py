@@ -199,7 +199,7 @@ class Moods(dict):
 
 def kills(n, workers=6):
     Path("mine.jsonl").write_text("".join(problem.to_json() + "\n" for problem in STORIES), encoding="utf-8")
-    path, stored, repeated = Path("annotations/mine-socratic.replies.jsonl"), b"", [0]
+    path, stored, n_rows, lost = Path("annotations/mine-socratic.replies.jsonl"), b"", 0, []
     with FakeTeacher(STORIES, flagged=Moods(), delay=0.05) as server, open("log.txt", "w") as log:
         command = [sys.executable, HERE / "annotate.py", "--dataset", "mine.jsonl", "--teacher", "fake", "--base-url", server.url,
                    "--workers", str(workers)]
@@ -215,11 +215,12 @@ def kills(n, workers=6):
             assert data.startswith(stored), f"kill {i}: a stored row is lost"
             stored = data[:data.rfind(b"\n") + 1]
             rows = Counter((row["id"], row["sample"]) for row in map(json.loads, stored.splitlines()))
-            asked = Counter((entry["id"], entry["body"]["seed"]) for entry in server.log if entry["fault"] in (None, "wrong", "length"))
-            repeated.append(asked.total() - len(asked))    # of those that got a reply
-            assert rows.total() == len(rows), f"kill {i}: a row is doubled"
-            assert repeated[-1] - repeated[-2] <= workers, f"kill {i}: {repeated[-1] - repeated[-2]} requests are repeated"
-    print(f"kills: {n}, replies stored: {len(rows):,}, requests: {len(server.log):,}, repeated: {repeated[-1]}", flush=True)
+            n_paid = sum(entry["fault"] in (None, "wrong", "length") for entry in server.log[first:])    # what is a reply
+            lost.append(n_paid - rows.total() + n_rows)
+            n_rows = rows.total()
+            assert n_rows == len(rows), f"kill {i}: a row is doubled"
+            assert 0 <= lost[-1] <= workers, f"kill {i}: {lost[-1]} requests are to be repeated"
+    print(f"kills: {n}, replies stored: {len(rows):,}, requests: {len(server.log):,}, lost: {sum(lost)}, at most {max(lost)} a kill", flush=True)
     return "Traceback" not in Path("log.txt").read_text()
 
 def slow():

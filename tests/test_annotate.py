@@ -397,7 +397,7 @@ def test_a_server_that_takes_few_requests_a_second_gets_them_all_done(busy, rate
 @pytest.mark.parametrize("url, cause, proxy", [
     ("http://127.0.0.1:{closed}", "refused", ""), ("localhost:{closed}", "refused", ""), ("http://nowhere.example", "nowhere.example", ""),
     ("htp://localhost", "htp:", ""), ("localhost:99999", "99999", ""), ("http://a..b", "a..b", ""), (f"http://{'a' * 70}.com", "aaa", ""),
-    ("https://127.0.0.1:{open}", "SSL", ""), ("http://my.example", "ProxyError", "http://127.0.0.1:{closed}")])
+    ("https://127.0.0.1:{open}", "SSL", ""), ("https://my.example", "Tunnel", "http://127.0.0.1:{open}")])
 def test_a_server_that_is_not_there_is_told_in_the_first_second(url, cause, proxy, monkeypatch, capsys):
     def lookup(host, *more, **names):
         if "nowhere" in host:
@@ -407,11 +407,12 @@ def test_a_server_that_is_not_there_is_told_in_the_first_second(url, cause, prox
     real = socket.getaddrinfo
     monkeypatch.setattr(socket, "getaddrinfo", lookup)
     monkeypatch.setattr(annotate, "FIRST_WAIT", 1.0)
+    monkeypatch.setattr(annotate, "ATTEMPTS", 2)
     with FakeTeacher(PROBLEMS) as closed:
         pass
     with FakeTeacher(PROBLEMS) as server:
         ports = {"closed": closed.server_address[1], "open": server.server_address[1]}
-        monkeypatch.setenv("HTTP_PROXY", proxy.format(**ports))
+        monkeypatch.setenv("https_proxy", proxy.format(**ports))
         began = time.monotonic()
         assert run(url.format(**ports), limit=20, workers=4)[:2] == (1, [])
     out = shown(capsys)

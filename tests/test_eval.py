@@ -238,6 +238,9 @@ def test_who_knows_gold_by_heart_gets_everything_right():
     records[0]["turns"] = records[0]["turns"][1:]    # one subquestion less
     scores = script.score(records)
     assert set(shares(scores["subquestions against gold"]).values()) == {(5, 6)} and script.bleu_of(records) < 100
+    silent = [records[0] | {"turns": [{"speaker": "decomposer", "kind": "Subquestion", "text": ""}]}]
+    assert script.bleu_of(silent) == 0, "an empty subquestion is one"
+    script.print_scores(script.score(silent), script.bleu_of(silent))
     assert script.bleu_of([record()]) is None and "subquestions against gold" not in script.score([record()])
 
 
@@ -536,7 +539,7 @@ def test_the_page_groups_dialogues_by_where_they_broke_and_prints_the_table_of_t
     scores = script.score(records)
     script.print_scores(scores, 12.3456)
     screen = capsys.readouterr().out
-    assert re.search(r"BLEU-4 of the subquestions +12\.3\n", screen)
+    assert re.search(r"\n  word for word gold .*\n  BLEU-4 +12\.3\n", screen)
     for rows in scores.values():
         for label, figure in rows.items():
             words = script.describe(figure)

@@ -471,9 +471,17 @@ def test_without_a_network_a_file_put_where_the_error_says_is_a_released_model(h
     assert_not_downloaded(hub, "404")
     monkeypatch.setattr(gpt, "HUB", "http://127.0.0.1:9/{name}")
     assert_not_downloaded(hub, "Offline?")
+    for path in hub.path.parent.iterdir():       # as on a machine that has never asked for it
+        path.unlink()
     hub.path.write_bytes(hub.content)
     assert_loads(hub)
     assert hub.asked == ["/toy/gone"]
+
+def test_a_home_that_cannot_be_written_is_one_line(hub, monkeypatch, tmp_path):
+    (tmp_path / "a file").touch()
+    monkeypatch.setenv("HOME", str(tmp_path / "a file"))
+    with pytest.raises(SystemExit, match="a file/.cache/socratic/toy"):
+        GPT.from_pretrained("toy")
 
 # ---------------------------------------------------------------- the machine
 

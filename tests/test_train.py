@@ -99,13 +99,6 @@ def test_one_pass_over_a_dialogue_has_the_loss_of_one_example_for_each_step():
     ids, targets = encode(parts, tokenizer)
     assert math.isclose(total, summed_loss(model, torch.tensor([ids]), torch.tensor([targets])).item(), rel_tol=1e-6)
 
-def test_padding_changes_nothing():
-    examples = examples_of("cot", 6)
-    model = tiny_student("cot")
-    together = summed_loss(model, *train.collate(examples, "cpu")).item()
-    alone = sum(summed_loss(model, *train.collate([e], "cpu")).item() for e in examples)
-    assert math.isclose(together, alone, rel_tol=1e-5)
-
 def test_learn_all_learns_every_token_after_the_first():
     for ids, targets in train.make_examples([PROBLEM], "solver", tiny_student("solver"), learn_all=True):
         assert targets[:-1] == ids[1:] and IGNORE not in targets
