@@ -115,6 +115,7 @@ def read_row(line):
     if lacks:
         raise ValueError(f"not a dialogue of eval.py: {', '.join(sorted(lacks))} are missing")
     row["problem"] = asdict(Problem.from_json(json.dumps(row["problem"])))
+    row["answers"] = list(row["answers"])
     answers = [row["answer"], *row["answers"], *({} | row["oracles"]).values()]
     texts = [row["ended"]] + [answer for answer in answers if answer is not None]
     texts += [({} | turn).get(key) for turn in row["turns"] for key in ("kind", "text")]
@@ -288,8 +289,8 @@ def ngrams(text, n):
 
 def bleu_of(records):
     """BLEU-4 of all subquestions against gold, or None where there are none."""
-    pairs = [tuple(map(" ".join, subquestions(record))) for record in records]
-    pairs = [(ours, gold) for ours, gold in pairs if ours and gold]
+    pairs = [(" ".join(ours), " ".join(gold)) for ours, gold in map(subquestions, records)
+             if ours and gold]
     return bleu(pairs) if pairs else None
 
 def compare(path_a, path_b):

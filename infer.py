@@ -156,7 +156,7 @@ class Job:
         if not colon or kind not in ("Subquestion", "Solution", "Answer"):
             kind, rest = "Subquestion" if self.role == "decomposer" else "Solution", text
         self.dialogue.turns.append(Turn(self.role, kind, rest.strip()))
-        self.n_turns += 1
+        self.n_turns, self.n_written = self.n_turns + 1, 0
         if kind == "Answer":
             self.dialogue.answer = extract_answer(text)
 
@@ -266,8 +266,9 @@ def load_students(args):
     roles, size = METHODS[args.method], args.model or "tiny"
     folders = args.students or [
         f"runs/{run_name(args.dataset)}-{Path(size).name}-{role}" for role in roles]
+    embedded = [HERE / "students" / role for role in roles]
     if not (args.students or args.model or any(map(is_student, folders))):
-        folders = [HERE / "students" / role for role in roles]
+        folders = embedded if all(map(is_student, embedded)) else folders
     missing = [str(folder) for folder in folders if not is_student(folder)]
     if missing:
         raise SystemExit(f"--method {args.method} needs {' and '.join(roles)}. No student is in "
