@@ -12,8 +12,8 @@ Writes  annotations/<dataset>-<mode>.jsonl            what is kept: the records,
                                                       made of these, or of a recording
 
 The teacher writes the dialogue in the very form that a student learns, so reading it is `segments`
-backwards. Nothing is guessed or repaired: a text that is not in the form is rejected. Only steps
-that merely repeat a number of the problem are left out.
+backwards. Nothing is guessed: a text that is not in the form is rejected. Only bold marks are left
+out, and steps that merely repeat a number of the problem.
 """
 
 import argparse
@@ -210,7 +210,7 @@ def check_calculations(solution: str) -> list[str]:
         # It may be rounded, but then it is right to its last digit: 10/3=3.33, not 10/3=3.
         error, n_decimals = calculate(f"({expression})-({result})"), len(result.partition(".")[2])
         tolerance = 0.500001 / 10**n_decimals if n_decimals else 0
-        if not error or abs(float(error)) > tolerance:
+        if not (calculate(expression) and error) or abs(float(error)) > tolerance:
             raise Rejected(f"false arithmetic: {expression}={result}")
         # All arithmetic before it counts, so that it is not cut out of a larger equation.
         words = solution[end:match.start()].rstrip(ARITHMETIC)
@@ -218,7 +218,7 @@ def check_calculations(solution: str) -> list[str]:
         # It begins the text or follows white space: √9*2 = <<9*2=18>>18 does not.
         begins = not (words or end) or before.lstrip(".,")[:1].isspace()
         before, same = (re.sub(r"[\s$]", "", text).lstrip(".,") for text in (before, expression))
-        after = re.match(rf"\$?(-?{NUMBER})(?!\s*[*/+^=])", solution[match.end():])
+        after = re.match(rf"\$?(-?{NUMBER})(?!\s*[*/+^=×÷]|\s+[-−] *\d)", solution[match.end():])
         if not begins or before != f"{same}=" or not after or after[1] != result:
             raise Rejected(f"an annotation that does not fit its text: {solution}")
         if re.search(r"[\d)%]\s*[-+*/×÷−]", expression):    # not so in <<5=5>>
@@ -355,7 +355,7 @@ class Replies:
                 self.usage.update({kind: n for kind, n in usage.items() if type(n) is int})
 
 def mend_end(path):
-    """A last line without its end was torn by a kill, and goes, unless it is whole all the same."""
+    """Remove a last line that a kill has torn; if it is whole, give it the end that it lacks."""
     data = path.read_bytes()
     tail = data[data.rfind(b"\n") + 1:]
     try:
@@ -494,14 +494,14 @@ def main(args):
     files = [out, beside(out, "rejected"), beside(out, "replies")]
     is_read = Path(args.dataset).resolve() in [path.resolve() for path in files[1:]]
     if out.suffix != ".jsonl" or out.is_dir() or is_read:
-        raise SystemExit(f"--out {out}: name a file that ends in .jsonl, not one that is read")
+        raise SystemExit(f"--out {out}: name a file that ends in .jsonl, and no input file")
     replies = Replies(Path(args.replay or files[2]), args)
     if args.replay:    # it may be about some of the problems only
         seen = {row["id"] for row in replies.rows}
         problems = [problem for problem in problems if problem.id in seen]
     elif not re.fullmatch("[!-~]+" if args.base_url == OPENAI else "[!-~]*",
                           os.environ.get("OPENAI_API_KEY", "").strip()):
-        raise SystemExit("The environment variable OPENAI_API_KEY holds no key, or no whole one.")
+        raise SystemExit("The environment variable OPENAI_API_KEY is empty or holds no valid key.")
     out.parent.mkdir(parents=True, exist_ok=True)
     kept, rejected, missing = annotate_all(problems, replies, args)
 

@@ -295,7 +295,7 @@ def extract_answer(text: str) -> str | None:
 
 def same_answer(a: str | None, b: str | None) -> bool:
     """Whether two answers are the same number (18.0 is 18) or word. None equals nothing."""
-    x, y = (extract_answer(f"Answer: {text}") for text in (a, b))
+    x, y = (extract_answer(f"Answer: {text or ''}") for text in (a, b))
     return x is not None and x == y
 
 # ------------------------------------------------------------ tokenizers

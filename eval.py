@@ -31,7 +31,7 @@ from data import (DATASET_HELP, Problem, Step, clean, load_problems, positive, r
                   read_toml, replace_file, run_name, same_answer)
 from infer import TEMPERATURE, add_student_flags, chunks, load_students, solve
 
-# ------------------------------------------------------------ predictions: a record a dialogue
+# ------------------------------------------------------------ predictions: one record per dialogue
 
 def predict(args):
     """Solve the problems in batches; each goes to a file when it is done. Returns its path."""
@@ -120,7 +120,7 @@ def read_row(line):
     texts = [row["ended"]] + [answer for answer in answers if answer is not None]
     texts += [({} | turn).get(key) for turn in row["turns"] for key in ("kind", "text")]
     if any(type(text) is not str for text in texts):
-        raise ValueError("not a dialogue of eval.py: a text is not a text")
+        raise ValueError("not a dialogue of eval.py: a field that should be a text is none")
     return row
 
 # ------------------------------------------------------------ where did it break?
@@ -367,7 +367,7 @@ def curve(role, points):
             f"<text x=5 y=15>{math.exp(high):.2f}</text><text x=5 y=133>{math.exp(low):.3f}</text>"
             f"<text x=5 y=75>loss</text><text x=60 y=152>0</text>"
             f"<text x=530 y=152>{last:,.0f}</text>"
-            "<text x=200 y=166>step (loss: nats a learned token)</text></svg>")
+            "<text x=200 y=166>step (loss: nats per learned token)</text></svg>")
 
 # ------------------------------------------------------------ the command
 
@@ -386,7 +386,7 @@ def parse_args(argv=None):
         help="solve again with one thing changed, to see where it broke: over twice the work; not "
         "where several dialogues vote")
     add("--samples", type=positive, default=1,
-        help=f"dialogues a problem, drawn at temperature {TEMPERATURE}; their answers vote. "
+        help=f"dialogues per problem, drawn at temperature {TEMPERATURE}; their answers vote. "
         "infer.py draws 16 if the students are small; here the likeliest tokens count, unless "
         "this says more")
     add("--compare", nargs=2, type=Path, metavar="FILE", help="solve nothing; compare two runs")

@@ -156,6 +156,10 @@ class GPT(nn.Module):
     def n_params(self):
         return sum(p.numel() for p in self.parameters())
 
+    def is_from_scratch(self):
+        """Whether it began here from random numbers. Released weights are trained more gently."""
+        return self.info.get("tokenizer") == "tiny"
+
     def get_tokenizer(self):
         """The tokenizer that its config.json names, else GPT-2's."""
         tokenizer = get_tokenizer(self.info.get("tokenizer", "gpt2"))
@@ -222,7 +226,7 @@ class KVCache:
         needed, longest = int((lengths + counts).max()), int(lengths.max()) + n_columns
         assert needed <= self.n_positions, f"{needed} tokens, but {self.n_positions} positions"
         if longest > capacity:
-            more = max(longest - capacity, capacity)    # at least twice as much
+            more = max(longest - capacity, capacity)    # it becomes at least twice as long
             self.keys = F.pad(self.keys, (0, 0, 0, more))
             self.values = F.pad(self.values, (0, 0, 0, more))
         position = (lengths[:, None] + torch.arange(n_columns)).to(self.keys.device)
@@ -349,5 +353,5 @@ def pick_device(device, dtype):
 
 def limit_threads(model):
     """A student from scratch runs on one thread: its products are too small to be shared."""
-    if model.info.get("tokenizer") == "tiny" and "OMP_NUM_THREADS" not in os.environ:
+    if model.is_from_scratch() and "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(1)

@@ -109,9 +109,10 @@ class Job:
         """Read a cue. If it ends in a label, the turn begins with this label."""
         self.text = cue[-1].encode() if cue[-1] in ("Solution:", "Answer:") else b""
         self.n_written = 0
-        self.read([token for text in cue for token in tokenize(text, self.tokenizer)])
+        self.feed([token for text in cue for token in tokenize(text, self.tokenizer)])
 
-    def read(self, ids):
+    def feed(self, ids):
+        """These tokens are what the model reads next."""
         self.ids, self.n_read = ids, self.n_read + len(ids)
         if self.n_read > self.n_positions:
             self.stop(f"the dialogue outgrew the {self.role}: over {self.n_positions:,} tokens")
@@ -129,7 +130,7 @@ class Job:
         elif self.n_written == MAX_TURN:
             self.stop(f"the {self.role}'s turn did not end within {MAX_TURN} tokens")
         else:
-            self.read([token])
+            self.feed([token])
             # subtle: from `<<3*4=` on, the calculator writes `12>>`, one token a step.
             match = re.search(rb"<<([^<>=]*)=$", self.text)
             result = calculate(match[1].decode(errors="replace")) if match else None
@@ -194,7 +195,7 @@ def write(student, jobs, temperature=0.0, explain=False):
         for job, token in zip(chosen, choose(logits, chosen, temperature)):
             job.take(token)
         for row in reversed(range(len(active))):
-            if not active[row].ids:    # done: the last row moves into the gap
+            if not active[row].ids:    # done: the last row, which is not, moves into the gap
                 cache.drop(row)
                 active[row] = active[-1]
                 active.pop()
@@ -215,15 +216,16 @@ def solve(problems, students, method="socratic", batch_size=64, temperature=None
           n_samples=1, calculator=True, explain=False, given=None):
     """
     Solve problems [Problem] with students {role: Student}. Returns [Dialogue], in the same order.
-    Of each problem n_samples are drawn, the first one with this seed, the next one with the next
-    seed, and the one is returned that the vote elects.
+    Of each problem n_samples are drawn, and the one is returned that the vote elects. No two seeds
+    share a dialogue.
 
     given       [[Step, ...], ...], a list for each dialogue: the solver gets these steps and fills
                 the solutions that are empty; nobody is asked
     """
     if temperature is None:    # dialogues that vote must differ
         temperature = TEMPERATURE if n_samples > 1 else 0.0
-    dialogues = [Dialogue(problem, seed + n) for problem in problems for n in range(n_samples)]
+    dialogues = [Dialogue(problem, seed * n_samples + n)
+                 for problem in problems for n in range(n_samples)]
 
     def ask(role, steps):
         jobs = [Job(dialogue, students[role], its_steps, calculator)
@@ -272,8 +274,8 @@ def load_students(args):
     missing = [str(folder) for folder in folders if not is_student(folder)]
     if missing:
         raise SystemExit(f"--method {args.method} needs {' and '.join(roles)}. No student is in "
-                         f"{', '.join(missing)}.\nName folders with --students (a problem stands "
-                         "before it), or train what is missing:\n"
+                         f"{', '.join(missing)}.\nName folders with --students (put the problem "
+                         "first), or train what is missing:\n"
                          f"  python train.py --dataset {args.dataset} --model {size} --role ROLE")
     device, dtype = pick_device(args.device, args.dtype)
     students = {}
@@ -348,8 +350,8 @@ def parse_args(argv=None):
         formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     add = parser.add_argument
     add("problem", nargs="?", help="the problem (None: standard input; at a terminal, a prompt)")
-    add("--file", help="a problem a line: text, or records of data.py (- is standard input)")
-    add("--json", action="store_true", help="print a JSON object a problem")
+    add("--file", help="one problem per line: text, or records of data.py (- is standard input)")
+    add("--json", action="store_true", help="print one JSON object per problem")
     add("--explain", action="store_true",
         help="print one dialogue token by token: what is read, and the three likeliest tokens")
     add("--dataset", default="demo", help="use your students of this data set")
@@ -375,8 +377,8 @@ def main(args):
         raise SystemExit("There is no problem to solve. Give one in quotes, before all flags:\n"
                          "  python infer.py 'Ava had 3 boxes of 4 pens. How many pens had Ava?'")
     students = load_students(args)
-    is_small = all(student.tokenizer.name == "tiny" for student in students.values())
-    n_samples = args.samples or (16 if is_small and not args.explain else 1)
+    from_scratch = all(student.model.is_from_scratch() for student in students.values())
+    n_samples = args.samples or (16 if from_scratch and not args.explain else 1)
     for batch in chunks(problems, 64) if args.json else ([problem] for problem in problems):
         if not args.json:
             print(f"\nProblem: {batch[0].problem}", flush=True)    # as the shell has passed it on

@@ -183,15 +183,11 @@ def make_optimizers(model):
     embeddings = [model.wte.weight, model.wpe.weight]
     matrices = [p for p in model.h.parameters() if p.dim() > 1]
     vectors = [p for p in model.parameters() if p.dim() == 1]
-    decaying = embeddings if is_ours(model) else embeddings + matrices
+    decaying = embeddings if model.is_from_scratch() else embeddings + matrices
     adamw = torch.optim.AdamW([{"params": decaying, "weight_decay": WEIGHT_DECAY},
                                {"params": vectors, "weight_decay": 0.0}],
                               betas=(0.9, 0.95), fused=True)
-    return [Muon(matrices), adamw] if is_ours(model) else [adamw]
-
-def is_ours(model):
-    """Whether it began from scratch here. Released weights are trained more gently."""
-    return model.info.get("tokenizer") == "tiny"
+    return [Muon(matrices), adamw] if model.is_from_scratch() else [adamw]
 
 # ------------------------------------------------------------ the loop
 
@@ -262,8 +258,8 @@ def claim(out, resumes):
         was_saved = (out / "resume.pt").exists() or not (log.exists() and log.stat().st_size)
         log.touch(exist_ok=resumes and was_saved)
     except OSError as error:
-        raise SystemExit(f"{out} cannot be used: {error}\nIf it holds a run with a resume.pt, "
-                         "--resume goes on. --out FOLDER begins another.") from None
+        raise SystemExit(f"{out} cannot be used: {error}\nIf it holds a run, --resume goes on, or "
+                         "begins anew if nothing was saved. --out FOLDER begins another.") from None
 
 def save(out, parts, settings, log):
     """Keep the student if it is the best so far, all that --resume needs, and log.jsonl."""
@@ -358,8 +354,7 @@ def main(args):
     if WORLD > 1:
         start_processes(device)
     torch.manual_seed(args.seed)
-    from_scratch = args.model in FROM_SCRATCH
-    if from_scratch:
+    if args.model in FROM_SCRATCH:
         model = GPT(SIZES[args.model], {"tokenizer": "tiny"})
     else:
         model = GPT.from_pretrained(args.model)
@@ -367,11 +362,12 @@ def main(args):
     examples, valid = load_examples(args, model)
     if RANK == 0:
         claim(Path(args.out), args.resume)
-    ours = is_ours(model)
-    n_tokens = args.batch_tokens or (2048 if ours else 4096)
-    lr = args.lr or (4e-3 if from_scratch else 1e-3 if ours else 1e-4)
-    epoch = len(make_batches(examples, n_tokens, random.Random(0))) / (args.accumulate * WORLD)
-    steps = args.steps or (1800 if args.dataset == ["demo"] else math.ceil(N_EPOCHS * epoch))
+    n_tokens = args.batch_tokens or (2048 if model.is_from_scratch() else 4096)
+    lr = args.lr or (4e-3 if args.model in FROM_SCRATCH else
+                     1e-3 if model.is_from_scratch() else 1e-4)
+    n_batches = len(make_batches(examples, n_tokens, random.Random(0)))
+    per_epoch = n_batches / (args.accumulate * WORLD)    # steps
+    steps = args.steps or (1800 if args.dataset == ["demo"] else math.ceil(N_EPOCHS * per_epoch))
     # Everything that shapes the weights. --resume goes on only where it is the same.
     settings = {key: str(value) for key, value in vars(args).items()
                 if key not in ("out", "resume", "device")}
@@ -382,7 +378,7 @@ def main(args):
     print(f"{args.role} on {name}: {model.n_params():,} parameters, {device}, {dtype}, processes: "
           f"{WORLD}\n{len(examples):,} dialogues, {total:,} tokens "
           f"({count_learned(examples) / total:.0%} learned), {steps:,} steps, "
-          f"{steps / epoch:.1f} epochs", flush=True)
+          f"{steps / per_epoch:.1f} epochs", flush=True)
     model.info |= {"role": args.role, "dataset": name,
                    "command": shlex.join(["python", "train.py", *sys.argv[1:]])}
     valid_batches = make_batches(valid, n_tokens, random.Random(0))

@@ -25,32 +25,26 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from annotate import find_role, make_reply
 from data import clean, load_problems
 
-
 def answer(status, content, headers=None):
     """A whole answer: JSON, or text or bytes as they are."""
     return lambda h: h.send(status, content, headers)
 
-
 def error(status, message, headers=None, **more):
     return answer(status, {"error": {"message": message} | more}, headers)
-
 
 def reply(content, finish="stop", **message):
     """A completion with this text; a function gets the right one."""
     return lambda h: h.send(200, chat(content(h.right()) if callable(content) else content, finish, **message))
-
 
 def chat(content, finish="stop", **message):
     message = {"role": "assistant", "content": content} | message
     return {"id": "x", "object": "chat.completion", "usage": {"prompt_tokens": 400, "completion_tokens": 60},
             "choices": [{"index": 0, "message": message, "finish_reason": finish}]}
 
-
 def half(h):
     """A Content-Length that the body does not reach."""
     h.send(200, chat("Subquestion: How"), {"Content-Length": "1000"})
     h.close_connection = True
-
 
 def reset(h):
     h.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
@@ -58,11 +52,9 @@ def reset(h):
     h.connection.close()
     h.close_connection = True
 
-
 def late(h):
     time.sleep(h.server.late)
     h.send(200, chat(h.right()))
-
 
 FAULTS = {
     "429": error(429, "Rate limit reached", code="rate_limit_exceeded"),
@@ -105,7 +97,6 @@ FAULTS = {
 }
 # A server that takes a request and is then silent.
 FAULTS["hang"] = lambda h: time.sleep(600)
-
 
 class Handler(BaseHTTPRequestHandler):
     protocol_version, disable_nagle_algorithm = "HTTP/1.1", True
@@ -158,7 +149,6 @@ class Handler(BaseHTTPRequestHandler):
     def log_message(self, *_):
         pass
 
-
 class FakeTeacher(ThreadingHTTPServer):
     daemon_threads, request_queue_size = True, 128
 
@@ -180,7 +170,6 @@ class FakeTeacher(ThreadingHTTPServer):
     def __exit__(self, *_):
         self.shutdown()
         self.server_close()
-
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="A chat server that knows the answers to the demo problems.")

@@ -311,13 +311,14 @@ def test_a_reply_between_refusals_lets_the_run_go_on_and_a_spent_quota_ends_it_a
     with FakeTeacher(PROBLEMS, ["429 quota"]) as server:
         assert run(server, "--body", '{"seed": 7}', out="x.jsonl", limit=20)[:2] == (1, []) and len(server.log) == 1
 
-def test_the_run_stops_also_where_two_workers_count_their_failures_at_once(monkeypatch):
-    replies = Replies(Path("x"), annotate.parse_args(["--teacher", "x"]))
-    replies.n_failures = annotate.MAX_FAILURES    # two have added one before either has compared
-    monkeypatch.setattr(replies, "ask", lambda body: (_ for _ in ()).throw(Refused("500")))
-    with pytest.raises(Refused):
-        replies.get(PROBLEMS[0], [], 0)
-    assert replies.stopping.is_set()
+def test_a_full_disk_and_failures_that_two_workers_count_at_once_stop_the_run_too(monkeypatch):
+    for n_failures, path, body in ((annotate.MAX_FAILURES, "x", None), (0, ".", chat("x"))):    # "." cannot be written
+        replies = Replies(Path("x"), annotate.parse_args(["--teacher", "x"]))
+        replies.n_failures, replies.path = n_failures, Path(path)    # two have added one before either has compared
+        monkeypatch.setattr(replies, "ask", lambda _: body or replies.check(b"", "500"))
+        with pytest.raises((Refused, OSError)):
+            replies.get(PROBLEMS[0], [], 0)
+        assert replies.stopping.is_set()
 
 @pytest.mark.parametrize("fault", ["403", "400 filter", "200 error"])
 @pytest.mark.parametrize("workers", [1, 4])
@@ -432,7 +433,7 @@ def start(server, *flags, limit=24, workers=4, **more):
 
 @pytest.mark.parametrize("fault", ["hang", "429 Retry-After 50"])
 def test_ctrl_c_ends_it_within_a_second_while_requests_hang_or_wait_and_keeps_what_is_there(fault):
-    with FakeTeacher(PROBLEMS, [None] * 6 + [fault] * 99) as server:
+    with FakeTeacher(PROBLEMS, ["400"] + [None] * 5 + [fault] * 99) as server:
         process = start(server)
         while len(server.log) < 10:
             time.sleep(0.01)
@@ -442,7 +443,7 @@ def test_ctrl_c_ends_it_within_a_second_while_requests_hang_or_wait_and_keeps_wh
         out, _ = process.communicate(timeout=20)
         assert time.monotonic() - began < 1
         assert process.returncode == 1 and "Interrupted" in out and "The same command asks again" in out
-        assert len(records()) == 6 and "      18 problems missing: interrupted" in out
+        assert len(records()) == 5 and "      18 problems missing: interrupted" in out
         server.faults.clear()
         assert start(server).wait(30) == 0 and len(records()) == 24 and sum(e["done"] for e in server.log) >= 24
 
@@ -603,9 +604,9 @@ def test_a_run_that_keeps_fewer_or_other_records_writes_a_file_of_its_own(later,
     assert 0 < len(records("annotations/mine-socratic.2.jsonl")) < 12
 
 def test_an_out_that_cannot_hold_records_is_told_before_anything_is_asked():
-    Path("folder").mkdir()
+    Path("folder.jsonl").mkdir()
     with FakeTeacher(PROBLEMS) as server:
-        for out in ("folder", "pens.jsonl.gz"):    # a plain text under the name of a compressed one cannot be read again
+        for out in ("folder.jsonl", "pens.jsonl.gz"):    # a plain text under the name of a compressed one cannot be read again
             with pytest.raises(SystemExit, match=out):
                 main(*flags_of(server, "--out", out))
     assert not server.log

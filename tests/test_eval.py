@@ -564,7 +564,7 @@ def test_the_loss_curve_has_labelled_axes_and_a_nan_leaves_a_gap():
     picture = script.curve("solver", [[10, 4.0], [20, float("nan")], [30, 1.0], [2000, 2.0]])
     texts = re.findall(r"<text x=(\d+) y=(\d+)>(.*?)</text>", picture)
     assert texts == [("5", "15", "4.00"), ("5", "133", "1.000"), ("5", "75", "loss"), ("60", "152", "0"), ("530", "152", "2,000"),
-                     ("200", "166", "step (loss: nats a learned token)")]
+                     ("200", "166", "step (loss: nats per learned token)")]
     assert 'points="62.5,10.0 67.5,130.0 560.0,70.0"' in picture    # the middle of the height is the middle of log 1 and log 4
     assert script.curve("solver", []) == script.curve("solver", [[10, 4.0]]) == ""
     assert "<polyline" in script.curve("solver", [[10, 4.0], [20, 4.0]])    # a flat curve
