@@ -249,10 +249,10 @@ def test_ids_beyond_the_tokenizers_are_never_written_and_too_few_are_one_clear_l
 def test_several_dialogues_of_a_problem_are_those_of_successive_seeds_and_no_two_seeds_share_one(monkeypatch):
     actors, options = students(), {"method": "cot", "temperature": 1.0}
     monkeypatch.setattr(infer, "MAX_TURN", 60)
-    alone = [[solve([p], actors, **options, seed=seed)[0].turns for seed in (6, 7)] for p in STORIES[:3]]
+    alone = [[solve([p], actors, **options, seed=seed)[0].turns for seed in (14, 15)] for p in STORIES[:3]]
     assert all(first != second for first, second in alone)
     monkeypatch.setattr(infer, "vote", lambda dialogues: [dialogue.turns for dialogue in dialogues])
-    assert solve(STORIES[:3], actors, **options, seed=3, n_samples=2) == alone
+    assert solve(STORIES[:3], actors, **options, seed=7, n_samples=2) == alone
 
 
 @pytest.mark.parametrize("answers, n, words", [
