@@ -2,8 +2,7 @@
 Where does the text come from? A teacher, a large model, writes it; what proves right is kept.
 
     python annotate.py                                            a recorded teacher: no key
-    python annotate.py --dataset svamp --teacher NAME --dry-run   what asking would cost
-    python annotate.py --dataset svamp --teacher NAME             OpenAI; key in OPENAI_API_KEY
+    python annotate.py --dataset svamp --teacher NAME --limit 20  OpenAI; key in OPENAI_API_KEY
     python annotate.py --dataset mine.jsonl --teacher NAME --base-url http://localhost:11434
 
 Reads   problem records (data.py), students/exemplars.toml
@@ -13,14 +12,15 @@ Writes  annotations/<dataset>-<mode>.jsonl            what is kept: the records,
                                                       made of these, or of a recording
 
 The teacher writes the dialogue in the very form that a student learns, so reading it is `segments`
-backwards. Nothing is guessed or repaired: a text that is not in the form is rejected. Only steps
-that merely repeat a number of the problem are left out.
+backwards. Nothing is guessed: a text that is not in the form is rejected. Only bold marks are left
+out, and steps that merely repeat a number of the problem.
 """
 
 import argparse
 import hashlib
 import json
 import os
+import random
 import re
 import sys
 import threading
@@ -33,16 +33,17 @@ from pathlib import Path
 import requests
 from requests.exceptions import ProxyError, SSLError
 
-from data import (CALCULATION, DATASET_HELP, HERE, NUMBER, Problem, Step, calculate, check_shape,
-                  clean, extract_answer, find_values, load_problems, positive, read_lines,
-                  read_toml, replace_file, run_name, same_answer, segments)
+from data import (CALCULATION, DATASET_HELP, HERE, NUMBER, Problem, Step, calculate, clean,
+                  extract_answer, load_problems, positive, read_lines, read_toml, replace_file,
+                  run_name, same_answer, segments)
 
 RECORDING = HERE / "students" / "demo-teacher.jsonl"    # a real teacher's replies about the demo
 OPENAI = "https://api.openai.com/v1"
 TEMPERATURE, MAX_TOKENS = 0.7, 1024    # --body changes both
 TIMEOUT = 600       # seconds for one reply
-ATTEMPTS = 8        # of one request
+ATTEMPTS = 30       # of one request
 FIRST_WAIT = 1.0    # seconds before the second attempt, then twice as long each time, up to 60
+MAX_FAILURES = 3    # so many in a row end the run
 
 # ------------------------------------------------------------ the question
 
@@ -50,7 +51,7 @@ def make_messages(problem: Problem, mode: str, dataset: str) -> list[dict]:
     """The chat that the teacher goes on with: the task, solved examples, then the problem."""
     table, role = read_toml("exemplars.toml"), find_role(problem, mode)
     is_word = problem.answer in ("yes", "no")
-    if dataset not in table["examples"]:    # one's own file, world, a mixture
+    if dataset not in table["examples"]:    # one's own file
         dataset = "strategyqa" if is_word else "gsm8k"
     messages = []
     for text in table["examples"][dataset].strip().split("\n\n"):
@@ -101,8 +102,6 @@ def read_example(text: str) -> Problem:
 class Rejected(Exception):
     """A reply that is not kept. The text says why: the reason, then perhaps a colon and details."""
 
-# The finish reasons of a reply, and why it is not kept. With any other reason it is asked again.
-ENDS = {"stop": None, "length": "cut off", "max_tokens": "cut off", "content_filter": "filtered"}
 THINKING_ENDS = re.compile(r"[<\[]/\w*(?:think|reason)\w*[>\]]", re.IGNORECASE)
 LINE = re.compile(r"(Subquestion|Solution|Answer): *(\S.*)")
 # None of this belongs in a text: tags, templates, markup, a second label.
@@ -112,17 +111,13 @@ LETTERS = {"Subquestion": "q", "Solution": "s", "Answer": "a", "other": "-"}
 # The lines that each role writes, a letter for each.
 FORMS = {"unified": "(qs)+a?", "cot": "s+a?", "solver": "s+a?", "decomposer": "q+"}
 
-def read_reply(reply) -> tuple[str, str | None]:
-    """(text, why it cannot be kept) of a chat completion. Reasoning in other fields is not read."""
+def read_text(reply: dict) -> str:
+    """The text of a chat completion; "" if there is none. Reasoning in other fields is not read."""
     try:
-        if "refused" in reply:    # see Run.request
-            return "", f"refused by the server: {reply['refused']}"
-        choice = reply["choices"][0]
-        finish = (choice.get("finish_reason") or "stop").lower().partition(":")[0]
-        content, fault = choice["message"].get("content"), ENDS[finish]
+        content = reply["choices"][0]["message"]["content"]
+        return content.encode("utf-8", "replace").decode().strip()    # no half surrogates
     except (KeyError, IndexError, TypeError, AttributeError):
-        return "", "broken"
-    return str(content or "").encode("utf-8", "replace").decode(), fault    # no half surrogates
+        return ""
 
 def read_dialogue(text: str, role: str) -> dict[str, list[str]]:
     """
@@ -157,11 +152,11 @@ def read_dialogue(text: str, role: str) -> dict[str, list[str]]:
 
 def judge(problem: Problem, reply: dict, mode: str, teacher: str) -> Problem:
     """The record that is kept of a reply, or Rejected. What is kept is clean by construction."""
-    text, fault = read_reply(reply)
-    if fault:
-        raise Rejected(fault)
+    finish = str(reply["choices"][0].get("finish_reason")).lower()
+    if re.search("length|max_tokens|filter|safety", finish):
+        raise Rejected(f"cut off: {finish}")    # any other reason is a normal end
     role = find_role(problem, mode)
-    said = read_dialogue(text, role)
+    said = read_dialogue(read_text(reply), role)
     solutions = said["Solution"]
     questions = said["Subquestion"] or [""] * len(solutions)
     if role == "solver":
@@ -178,11 +173,12 @@ def judge(problem: Problem, reply: dict, mode: str, teacher: str) -> Problem:
 
 def judge_solutions(problem, steps, answers) -> list[Step]:
     """The steps that calculate something, all of it right, and lead to the gold answer."""
-    kept, results, stated = [], [], find_numbers(problem.problem)
+    kept, results, is_word = [], [], problem.answer in ("yes", "no")
+    stated = find_numbers(" ".join([problem.problem, *problem.evidence]))
     for step in steps:
         found, numbers = check_calculations(step.solution), find_numbers(step.solution)
         results += found
-        if found or problem.answer in ("yes", "no"):
+        if found or is_word:
             kept.append(step)
         # Else it may only repeat numbers of the problem, and is left out; never the last one.
         elif step is steps[-1] or "=" in step.solution or not numbers or numbers - stated:
@@ -192,32 +188,44 @@ def judge_solutions(problem, steps, answers) -> list[Step]:
     answer = extract_answer(f"Answer: {values[-1]}")
     if not same_answer(answer, problem.answer):
         raise Rejected(f"wrong answer: {answer}, not {problem.answer}" if answer else "no answer")
+    if not is_word and not any(same_answer(result, answer) for result in results):
+        raise Rejected(f"an answer that no step has found: {answer}")
     return kept
+
+ARITHMETIC = " \t0123456789.,+-*/^()%$=×÷−"    # what a calculation may consist of
+# Arithmetic outside of annotations: an equals sign, or an operator between two numbers
+EQUATION = re.compile(r"=|[\d)]\s*[+*×÷^√]\s*[\d(]|[\d)]\s+[-−/]\s+[\d(]")
 
 def check_calculations(solution: str) -> list[str]:
     """
     The results of a solution's calculations. Rejected unless each is true and written as in the
-    data: the same calculation before it, its result after it.
+    data: the same calculation before it, its result after it, and no other arithmetic anywhere.
 
     >>> check_calculations("They have 3*4 = $<<3*4=12>>12 and 12-5 = <<12-5=7>>7 left.")
     ['12', '7']
     """
-    results = []
+    results, others, end = [], "", 0    # others: the text between the calculations
     for match in CALCULATION.finditer(solution):
         expression, result = match[1].strip(), match[2].strip()
         # It may be rounded, but then it is right to its last digit: 10/3=3.33, not 10/3=3.
         error, n_decimals = calculate(f"({expression})-({result})"), len(result.partition(".")[2])
         tolerance = 0.500001 / 10**n_decimals if n_decimals else 0
-        if not error or abs(float(error)) > tolerance:
+        if not (calculate(expression) and error) or abs(float(error)) > tolerance:
             raise Rejected(f"false arithmetic: {expression}={result}")
         # All arithmetic before it counts, so that it is not cut out of a larger equation.
-        before = re.search(r"[-\d\s.,+*/^()%$=×÷−]*$", solution[:match.start()])[0]
+        words = solution[end:match.start()].rstrip(ARITHMETIC)
+        before = solution[end + len(words):match.start()]
+        # It begins the text or follows white space: √9*2 = <<9*2=18>>18 does not.
+        begins = not (words or end) or before.lstrip(".,")[:1].isspace()
         before, same = (re.sub(r"[\s$]", "", text).lstrip(".,") for text in (before, expression))
-        after = re.match(rf"\$?(-?{NUMBER})(?!\s*[*/+^=])", solution[match.end():])
-        if before != f"{same}=" or not after or after[1] != result:
+        after = re.match(rf"\$?(-?{NUMBER})(?!\s*[*/+^=×÷]|\s+[-−] *\d)", solution[match.end():])
+        if not begins or before != f"{same}=" or not after or after[1] != result:
             raise Rejected(f"an annotation that does not fit its text: {solution}")
         if re.search(r"[\d)%]\s*[-+*/×÷−]", expression):    # not so in <<5=5>>
             results.append(result)
+        others, end = f"{others} {words}", match.end() + after.end()
+    if results and EQUATION.search(f"{others} {solution[end:]}"):
+        raise Rejected(f"arithmetic outside of an annotation: {solution}")
     return results
 
 def judge_questions(problem, steps) -> None:
@@ -236,30 +244,32 @@ def find_numbers(text: str) -> set[str]:
     >>> sorted(find_numbers("Thirty-one of 1,000 pens, one card"))
     ['1000', '31']
     """
-    numbers, values = set(find_values(text)), read_toml("numbers.toml")["cardinals"]
+    numbers = {calculate(number) for number in re.findall(NUMBER, text)}
+    values = read_toml("numbers.toml")["cardinals"]
     for word in re.findall("[a-z]+(?:-[a-z]+)?", text.lower()):
         parts = word.split("-")
         if word != "one" and values.keys() >= set(parts):
             numbers.add(str(sum(int(values[part]) for part in parts)))
     return numbers
 
-# ------------------------------------------------------------ the run
+# ------------------------------------------------------------ asking
 
-class Stop(Exception):
-    """Nothing more is asked; what is on disk stays."""
+class Refused(Exception):
+    """A server's answer that is no reply, or a reply that could not be had. The text says why."""
 
-class Run:
-    """One command: its problems, the replies on disk, the server that is asked for others."""
+class Replies:
+    """The replies on disk, and the server that is asked for those that are missing."""
 
-    def __init__(self, args, problems, path, rows):
-        self.args, self.problems, self.path = args, problems, path
-        self.lock, self.stopping = threading.Lock(), threading.Event()
-        self.kept = {}        # records by the id of their problem
-        self.rejected = []    # each reply with its reason
-        self.missing = []     # why a reply could not be had, for each problem that lacks one
-        self.on_disk = {self.key(row): row for row in rows}
-        self.has_asked, self.n_replies = False, len(rows)
-        self.spent = sum(self.cost(row["reply"]) for row in rows)
+    def __init__(self, path, args):
+        self.path, self.args = path, args
+        self.lock, self.stopping, self.n_failures = threading.Lock(), threading.Event(), 0
+        if path.exists() and not args.replay:
+            mend_end(path)
+        self.rows = read_lines(path, read_row) if path.exists() or args.replay else []
+        self.on_disk = {self.key(row): row for row in self.rows}
+        self.usage = Counter()    # tokens by their kind
+        for row in self.rows:
+            self.count(row["reply"])
 
     def key(self, row) -> tuple:
         """What a reply on disk has in common with the one that is wanted."""
@@ -268,171 +278,178 @@ class Run:
             names += ["messages_sha256", "request_sha256", "teacher"]
         return tuple(str(row.get(name)) for name in names)
 
-    def annotate_all(self):
-        """The first request goes alone, since a wrong key shows there; then many at a time."""
-        todo, start = list(self.problems), time.time()
-        with ThreadPoolExecutor(self.args.workers) as pool:
-            try:
-                while todo and not self.has_asked:
-                    self.annotate(todo.pop(0))
-                if self.has_asked and not self.n_replies:
-                    raise SystemExit(
-                        f"{self.args.base_url}: {self.missing[-1]}\n  Is it running? Does it have "
-                        f"a model {self.args.teacher!r}? Is OPENAI_API_KEY its key?")
-                futures = [pool.submit(self.annotate, problem) for problem in todo]
-                for n, _ in enumerate(as_completed(futures), 1):
-                    if n % 10 == 0 or n == len(todo):
-                        left = int((len(todo) - n) * (time.time() - start) / n)
-                        print(f"{n:6,}/{len(todo):,} problems | {self.n_replies:,} replies | "
-                              f"{self.spent:.4f} spent | {left // 60}:{left % 60:02d} left",
-                              flush=True)
-            except KeyboardInterrupt:
-                self.stopping.set()
-                self.missing.append("interrupted")
-                print("\ninterrupted: waiting for the requests under way", flush=True)
-
-    def annotate(self, problem):
-        """Settle a problem. Whatever happens, the run goes on with the others."""
-        try:
-            self.judge_replies(problem)
-        except Exception as error:
-            self.missing.append(str(error))
-            if isinstance(error, (Stop, OSError)):    # OSError: a reply cannot be written
-                self.stopping.set()
-
-    def judge_replies(self, problem):
-        """Judge the replies to a problem until one is kept. One cut off gets one try more."""
-        mode, n_tries, room, sample = self.args.mode, self.args.tries, 1, 0
-        messages = make_messages(problem, mode, self.args.dataset)
-        while sample < n_tries:
-            row = self.get_row(problem, messages, sample, room)
-            try:
-                self.kept[problem.id] = judge(problem, row["reply"], mode, row["teacher"])
-                return
-            except Rejected as error:
-                reason, text = str(error), read_reply(row["reply"])[0]
-            self.rejected.append(
-                {"id": problem.id, "sample": sample, "reason": reason, "text": text})
-            if reason.startswith(("filtered", "refused")):    # it would be again
-                return
-            if reason == "cut off" and room == 1:    # the next has twice the room
-                n_tries, room = n_tries + 1, 2
-            sample += 1
-
-    def get_row(self, problem, messages, sample, room) -> dict:
-        """A row of the replies: one on disk, or else what the server says now, put on disk."""
-        body = make_body(self.args, messages, sample, room)
+    def get(self, problem, messages, sample) -> dict | None:
+        """A row: one on disk, or what the server says now, put on disk. None: none is recorded."""
+        args, body = self.args, make_body(self.args, messages, sample)
         row = {"id": problem.id, "sample": sample, "problem_sha256": sha16(problem.problem),
                "messages_sha256": sha16(json.dumps(messages)),
-               "request_sha256": sha16(json.dumps([self.args.base_url, make_body(self.args, [])])),
-               "teacher": self.args.teacher}
-        if self.key(row) in self.on_disk:
-            return self.on_disk[self.key(row)]
-        if self.args.replay:
-            raise RuntimeError("the recording holds fewer replies")
-        if self.args.dry_run:    # English has 3 to 4 characters a token
-            n_out = body.get("max_tokens") or body.get("max_completion_tokens")
-            self.spent += self.cost({"usage": {"prompt_tokens": len(json.dumps(messages)) // 3,
-                                               "completion_tokens": n_out}})
-            raise RuntimeError("a dry run asks nothing")
-        if self.args.budget is not None and self.spent >= self.args.budget:
-            raise Stop(f"the budget of {self.args.budget:g} is spent")
-        self.has_asked = True
-        row["reply"] = self.request(body)
-        if "refused" in row["reply"] and not self.n_replies:    # it is not this problem's fault
-            raise Stop(row["reply"]["refused"])
-        with self.lock, open(self.path, "ab") as file:
-            file.write(to_line(row))
-            self.n_replies += 1
-            self.spent += self.cost(row["reply"])
+               "request_sha256": sha16(json.dumps([args.base_url, make_body(args, [])])),
+               "teacher": args.teacher}
+        if self.key(row) in self.on_disk or args.replay:
+            return self.on_disk.get(self.key(row))
+        try:
+            row["reply"] = self.ask(body)
+            with self.lock, open(self.path, "ab") as file:
+                file.write(to_line(row))
+        except (Refused, OSError) as error:
+            self.n_failures += 1
+            if self.n_failures >= MAX_FAILURES or isinstance(error, OSError):    # a full disk
+                self.stopping.set()
+            raise
+        self.n_failures = 0
+        self.rows.append(row)
         return row
 
-    def request(self, body) -> dict:
-        """The server's reply, or {"refused": reason}. RuntimeError if no attempt succeeds."""
-        url, key = f"{self.args.base_url}/chat/completions", os.environ.get("OPENAI_API_KEY", "")
-        headers = {"Authorization": f"Bearer {key.strip()}"} if key else {}
+    def ask(self, body) -> dict:
+        """The server's reply, with text in it. While the server is busy, it is asked again."""
+        key = os.environ.get("OPENAI_API_KEY", "").strip()
+        headers = {"Authorization": f"Bearer {key}"} if key else {}
         wait, error = 0, ""
         for attempt in range(ATTEMPTS):
             if wait >= 8:
-                print(f"{error[:60]}: the next attempt in {wait} s", file=sys.stderr, flush=True)
+                print(f"{error[:60]}: the next attempt in {wait:.0f} s", file=sys.stderr)
             if self.stopping.wait(wait):
-                raise Stop("the run has stopped")
-            wait = min(60, FIRST_WAIT * 2**attempt)
-            try:
-                response = requests.post(url, json=body, headers=headers, timeout=(10, TIMEOUT))
-                status, text = response.status_code, clean(response.text)
-                if status == 200 and read_reply(response.json())[1] != "broken":
-                    return response.json()
-            except requests.RequestException as cause:    # one of them: the text is no JSON
-                error = f"no reply: {type(cause).__name__}: {cause}"[:300]
-                if isinstance(cause, (ProxyError, SSLError)) and not self.n_replies:
-                    raise Stop(error) from None
+                raise Refused("not asked, since the run has stopped")
+            wait = min(60, FIRST_WAIT * 2**attempt) * random.uniform(1, 2)
+            try:    # with `auth`, a password in ~/.netrc does not take the place of the key
+                response = requests.post(
+                    f"{self.args.base_url}/chat/completions", json=body, headers=headers,
+                    timeout=(10, TIMEOUT), auth=lambda request: request, allow_redirects=False)
+            except (requests.RequestException, ValueError) as cause:
+                error = hide(f"{type(cause).__name__}: {cause}", key)
+                if cannot_pass(cause):
+                    error = f"no server at {self.args.base_url} (is --base-url right?): {error}"
+                    self.stopping.set()
+                    break
                 continue
-            error = f"{status} {text.replace(key.strip() or '***', '***')[:300]}"
-            if status in (401, 402, 403, 404) or "insufficient_quota" in text:
-                raise Stop(error)
-            if status in (400, 413, 422):    # for example, the problem is too long
-                return {"refused": error}
-            named = response.headers.get("Retry-After", "")
-            if named.isdecimal() and int(named):    # seconds
-                wait = min(int(named), 3600)
-        raise RuntimeError(error)
+            status, place = response.status_code, response.headers.get("Location", "")
+            moved = f"moved to {place} (name that in --base-url)" if place else ""
+            error = hide(f"{status} {moved}{response.content.decode(errors='replace')}", key)
+            if status == 200:
+                return self.check(response.content, error)
+            if "insufficient_quota" in error:
+                self.stopping.set()
+            elif status in (408, 409, 429) or status >= 500:
+                named = response.headers.get("Retry-After", "")
+                if re.fullmatch("[1-5]?[0-9]|60", named) and int(named):    # seconds
+                    wait = int(named) * random.uniform(1, 2)
+                continue
+            break
+        raise Refused(error)
 
-    def cost(self, reply) -> float:
-        usage, (price_in, price_out) = reply.get("usage"), self.args.price
-        counts = usage if type(usage) is dict else {}
-        n_in, n_out, n_all = (n if type(n := counts.get(name)) is int else 0 for name in
-                              ("prompt_tokens", "completion_tokens", "total_tokens"))
-        n_out = max(n_out, n_all - n_in)    # hidden reasoning may be in the total only
-        return (n_in * price_in + n_out * price_out) / 1e6
+    def check(self, content, error) -> dict:
+        """The reply in a body, if it is JSON with text in it. What was paid is counted anyhow."""
+        try:
+            reply = json.loads(content)    # UTF-8, whatever the header says
+        except (ValueError, RecursionError):
+            reply = None
+        self.count(reply)
+        if not read_text(reply):
+            raise Refused(error)
+        return reply
 
-    def finish(self, out) -> int:
-        """Write what is kept and rejected, print a summary, return the exit status."""
-        kept = [self.kept[problem.id] for problem in self.problems if problem.id in self.kept]
-        replace_file(out, *(f"{record.to_json()}\n".encode() for record in kept))
-        replace_file(beside(out, "rejected"), *map(to_line, self.rejected))
-        print(f"{len(kept):,} of {len(self.problems):,} problems are kept: {out}")
-        reasons = Counter(row["reason"].partition(":")[0] for row in self.rejected)
-        for reason, n in reasons.most_common():
-            print(f"{n:8,} replies rejected: {reason}")
-        for reason, n in Counter(self.missing).most_common():
-            print(f"{n:8,} problems missing: {reason}")
-        print(f"{self.n_replies:,} replies, cost {self.spent:.4f}")
-        if self.missing and not self.args.replay:
-            print("The same command goes on where this one stopped.")
-        return 1 if self.missing else 0
+    def count(self, reply):
+        usage = reply.get("usage") if isinstance(reply, dict) else None
+        if isinstance(usage, dict):
+            with self.lock:
+                self.usage.update({kind: n for kind, n in usage.items() if type(n) is int})
 
-def make_body(args, messages, sample=0, room=1) -> dict:
-    """The JSON of a request for `room` times as many tokens. The first sample is greedy."""
+def mend_end(path):
+    """Remove a last line that a kill has torn; if it is whole, give it the end that it lacks."""
+    data = path.read_bytes()
+    tail = data[data.rfind(b"\n") + 1:]
+    try:
+        end = tail and json.dumps(json.loads(tail)).encode() + b"\n"
+    except (ValueError, RecursionError):
+        end = b""
+    if tail:
+        replace_file(path, data.removesuffix(tail), end)
+
+def cannot_pass(error) -> bool:
+    """Whether waiting cannot help: an address that is none, no such host, nobody who listens."""
+    return isinstance(error, (ValueError, SSLError, ProxyError)) or any(
+        name in str(error) for name in ("NewConnectionError", "NameResolutionError"))
+
+def hide(text: str, key: str) -> str:
+    """The beginning of a text in one line, without the key."""
+    return clean(text.replace(key or "\0", "***"))[:300]
+
+def make_body(args, messages, sample=0) -> dict:
+    """The JSON of a request. The first sample is greedy."""
     body = {"model": args.teacher, "messages": messages, "seed": sample, "stream": False,
             "temperature": TEMPERATURE if sample else 0.0, "max_tokens": MAX_TOKENS} | args.body
-    for name in ("max_tokens", "max_completion_tokens"):
-        if body.get(name):
-            body[name] *= room
     return {name: value for name, value in body.items() if value is not None}
 
 def sha16(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
-def beside(out: Path, what: str) -> Path:
-    """annotations/demo-cot.replies.jsonl, beside annotations/demo-cot.jsonl."""
-    return Path(f"{str(out).removesuffix('.jsonl')}.{what}.jsonl")
-
 def to_line(row: dict) -> bytes:
     return (json.dumps(row) + "\n").encode()
+
+# ------------------------------------------------------------ the run
+
+def annotate(problem, replies, args):
+    """(the record that is kept or None, its rejections): replies are judged until one is kept."""
+    rejected, messages = [], make_messages(problem, args.mode, args.dataset)
+    for sample in range(args.tries):
+        row = replies.get(problem, messages, sample)
+        if row is None and sample == 0:
+            raise Refused("the recording is about another text of this problem")
+        if row is None:
+            break
+        try:
+            return judge(problem, row["reply"], args.mode, row["teacher"]), rejected
+        except Rejected as error:
+            rejected.append({"id": problem.id, "sample": sample, "reason": str(error),
+                             "text": read_text(row["reply"])})
+    return None, rejected
+
+def annotate_all(problems, replies, args):
+    """({id: record that is kept}, [rejection], [why a problem is missing])."""
+    kept, rejected, missing, start, n = {}, [], [], time.time(), 0
+    pool = ThreadPoolExecutor(args.workers)
+    # Another order in each run, so that no few problems can stop it again and again
+    futures = {pool.submit(annotate, problem, replies, args): problem
+               for problem in random.sample(problems, len(problems))}
+    try:
+        for n, future in enumerate(as_completed(futures), 1):
+            try:
+                record, its_rejected = future.result()
+                rejected += its_rejected
+                if record:
+                    kept[record.id] = record
+            except Refused as error:
+                missing.append(str(error))
+            if n % 10 == 0 and not args.replay:
+                left = int((len(problems) - n) * (time.time() - start) / n)
+                print(f"{n:6,}/{len(problems):,} problems | {len(replies.rows):,} replies | "
+                      f"{len(kept):,} kept | {left // 60}:{left % 60:02d} left", flush=True)
+    except KeyboardInterrupt:
+        missing += ["interrupted"] * (len(problems) - n)
+        print("\nInterrupted.")
+    finally:
+        replies.stopping.set()
+        pool.shutdown(wait=False, cancel_futures=True)
+    return kept, rejected, missing
+
+def free_path(out: Path, lines: list[bytes]) -> Path:
+    """`out`, or out.2, ..., where a file is there that holds more than these lines."""
+    n, path = 1, out
+    while path.exists() and not set(path.read_bytes().splitlines(True)) <= set(lines):
+        n += 1
+        path = out.with_name(f"{out.name.removesuffix('.jsonl')}.{n}.jsonl")
+    if path != out:
+        print(f"{out} holds other records. It stays as it is.")
+    return path
 
 # ------------------------------------------------------------ the command
 
 def server_url(text):
-    url = text.rstrip("/")
-    return f"{url}/v1" if re.fullmatch("(https?://)?[^/]*", url) else url    # a bare host
+    url = (text if "://" in text else f"http://{text}").rstrip("/")
+    return url if re.search("://.*/", url) else f"{url}/v1"    # a bare host
 
 def json_object(text):
     return {} | json.loads(text)
-
-def prices(text):
-    price_in, price_out = map(float, text.split(","))
-    return price_in, price_out
 
 def parse_args(argv=None):
     parser = argparse.ArgumentParser(
@@ -440,7 +457,7 @@ def parse_args(argv=None):
         formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     add = parser.add_argument
     add("--dataset", default="demo", help=DATASET_HELP)
-    add("--limit", type=positive, help="only the first so many (None: all; demo and world: 40)")
+    add("--limit", type=positive, help="only the first so many (None: all; demo: 40)")
     add("--mode", default="socratic", choices=("socratic", "socratic-gt", "cot"),
         help="what the teacher writes; socratic-gt: what the record lacks; cot: solutions only")
     add("--teacher", metavar="NAME", help="the model to ask, as its server calls it")
@@ -450,57 +467,66 @@ def parse_args(argv=None):
     add("--workers", type=positive, default=8, help="requests at a time")
     add("--tries", type=positive, default=3,
         help="replies to a problem until one is kept; the first is greedy, the others are drawn")
-    add("--price", type=prices, default="0,0", metavar="IN,OUT",
-        help="what a million prompt tokens and a million reply tokens cost")
-    add("--budget", type=float, help="stop when the replies on disk cost so much (needs --price)")
-    add("--dry-run", action="store_true", help="ask nothing; say what it would cost")
     add("--replay", metavar="FILE", help="ask nothing; take the replies of an earlier run")
     add("--out", metavar="FILE", help="where to write (None: annotations/<dataset>-<mode>.jsonl)")
     return parser.parse_args(argv)
 
 def read_row(line) -> dict:
-    row = json.loads(line)
-    if type(row) is not dict or type(row.get("reply")) is not dict:
-        raise ValueError("a line of a recording must be an object with a reply, also an object")
-    for name in ("id", "teacher"):
-        check_shape(row.get(name), "", repr(name))
+    row = {"teacher": "unknown"} | json.loads(line)    # a TypeError if it is no object
+    if type(row.get("id")) is not str or not read_text(row.get("reply")):
+        raise ValueError("a row of a recording must have an id, and a reply with text")
+    row["teacher"] = clean(str(row["teacher"]).encode("utf-8", "replace").decode())
     return row
 
 def main(args):
     """The exit status: 1 where problems are missing."""
     name = run_name(args.dataset)
-    if args.budget is not None and not any(args.price):
-        raise SystemExit("--budget needs the prices of a million tokens: --price IN,OUT")
     if not (args.replay or args.teacher):
-        if (args.dataset, args.mode, args.base_url) != ("demo", "socratic", OPENAI):
+        if (name, args.mode, args.base_url) != ("demo", "socratic", OPENAI):
             raise SystemExit("Which teacher? Name the model as its server does: --teacher NAME\n"
                              "  The recorded one has seen demo problems only, in mode socratic.")
         args.replay = RECORDING
-    is_file = args.dataset.endswith(".jsonl") and "+" not in args.dataset
-    split = "all" if is_file else "train"
-    limit = args.limit or (40 if name in ("demo", "world") else None)
-    problems = [problem for problem in load_problems(args.dataset, split, limit=limit)
-                if problem.answer.strip()]    # without a gold answer no reply can be judged
+    is_file = args.dataset.endswith((".jsonl", ".gz"))
+    limit = args.limit or (40 if name == "demo" else None)
+    problems = [problem for problem in load_problems(
+        args.dataset, "all" if is_file else "train", limit) if problem.answer]    # else no judge
     out = Path(args.out or f"annotations/{name}-{args.mode}.jsonl").expanduser()
-
-    path = Path(args.replay or beside(out, "replies"))
-    rows = []
-    if args.replay or path.exists():
-        rows = read_lines(path, read_row, may_be_torn=not args.replay)
+    files = [out, beside(out, "rejected"), beside(out, "replies")]
+    is_read = Path(args.dataset).resolve() in [path.resolve() for path in files[1:]]
+    if out.suffix != ".jsonl" or out.is_dir() or is_read:
+        raise SystemExit(f"--out {out}: name a file that ends in .jsonl, and no input file")
+    replies = Replies(Path(args.replay or files[2]), args)
     if args.replay:    # it may be about some of the problems only
-        seen = {row["id"] for row in rows}
+        seen = {row["id"] for row in replies.rows}
         problems = [problem for problem in problems if problem.id in seen]
-    elif not args.dry_run:
-        if args.base_url == OPENAI and not os.environ.get("OPENAI_API_KEY"):
-            raise SystemExit(f"{OPENAI} needs a key in the environment variable OPENAI_API_KEY.")
-        replace_file(path, *map(to_line, rows))    # without a line that a kill has torn
-    run = Run(args, problems, path, rows)
-    run.annotate_all()
-    if args.dry_run:
-        print(f"{len(run.missing):,} problems to ask about; with one try for each, all replies "
-              f"cost at most {run.spent:.2f}")
-        return 0
-    return run.finish(out)
+    elif not re.fullmatch("[!-~]+" if args.base_url == OPENAI else "[!-~]*",
+                          os.environ.get("OPENAI_API_KEY", "").strip()):
+        raise SystemExit("The environment variable OPENAI_API_KEY is empty or holds no valid key.")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    kept, rejected, missing = annotate_all(problems, replies, args)
+
+    lines = [kept[problem.id].to_json().encode() + b"\n" for problem in problems
+             if problem.id in kept]
+    out = free_path(out, lines)
+    replace_file(out, *lines)
+    replace_file(beside(out, "rejected"), *map(to_line, rejected))
+    print(f"{len(kept):,} of {len(problems):,} problems are kept: {out}")
+    for reason, n in Counter(row["reason"].partition(":")[0] for row in rejected).most_common():
+        print(f"{n:8,} replies rejected: {reason}")
+    for reason, n in Counter(missing).most_common():
+        print(f"{n:8,} problems missing: {reason}")
+    print(f"{len(replies.rows):,} replies, {replies.usage['prompt_tokens']:,} prompt tokens, "
+          f"{replies.usage['completion_tokens']:,} reply tokens")
+    if missing:
+        print("The same command asks again for what is missing.")
+    return 1 if missing else 0
+
+def beside(out: Path, what: str) -> Path:
+    """annotations/demo-cot.replies.jsonl, beside annotations/demo-cot.jsonl."""
+    return out.with_name(f"{out.name.removesuffix('.jsonl')}.{what}.jsonl")
 
 if __name__ == "__main__":
-    raise SystemExit(main(parse_args()))
+    sys.stdout.reconfigure(errors="replace")    # a console that lacks a letter shows "?"
+    status = main(parse_args())
+    sys.stdout.flush()
+    os._exit(status)    # without waiting for requests under way

@@ -156,9 +156,13 @@ class GPT(nn.Module):
     def n_params(self):
         return sum(p.numel() for p in self.parameters())
 
+    def is_from_scratch(self):
+        """Whether it began here from random numbers. Released weights are trained more gently."""
+        return self.info.get("tokenizer") == "tiny"
+
     def get_tokenizer(self):
         """The tokenizer that its config.json names, else GPT-2's."""
-        tokenizer = get_tokenizer(self.info.setdefault("tokenizer", "gpt2"))
+        tokenizer = get_tokenizer(self.info.get("tokenizer", "gpt2"))
         if self.config.vocab_size < tokenizer.n_vocab:
             raise SystemExit(f"A model with {self.config.vocab_size:,} tokens does not fit the "
                              f"tokenizer {tokenizer.name} with {tokenizer.n_vocab:,}.")
@@ -193,19 +197,6 @@ class GPT(nn.Module):
             raise SystemExit(f"{path}: lm_head.weight is not tied to wte.weight, as GPT-2's is")
         return model
 
-def pick_device(device, dtype):
-    """(torch.device, dtype of the matrix products) of the flags --device and --dtype."""
-    if device == "auto":
-        has_mps = torch.backends.mps.is_available()
-        device = "cuda" if torch.cuda.is_available() else "mps" if has_mps else "cpu"
-    if device == "cuda" and "LOCAL_RANK" in os.environ:                 # torchrun: one GPU each
-        device = f"cuda:{os.environ['LOCAL_RANK']}"
-    if dtype == "auto":
-        has_bf16 = device[:4] == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-        dtype = "bf16" if has_bf16 else "fp16" if device[:4] == "cuda" else "fp32"
-    dtypes = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-    return torch.device(device), dtypes[dtype]
-
 # ------------------------------------------------------------ the cache
 
 class KVCache:
@@ -235,7 +226,7 @@ class KVCache:
         needed, longest = int((lengths + counts).max()), int(lengths.max()) + n_columns
         assert needed <= self.n_positions, f"{needed} tokens, but {self.n_positions} positions"
         if longest > capacity:
-            more = max(longest - capacity, capacity)    # at least twice as much
+            more = max(longest - capacity, capacity)    # it becomes at least twice as long
             self.keys = F.pad(self.keys, (0, 0, 0, more))
             self.values = F.pad(self.values, (0, 0, 0, more))
         position = (lengths[:, None] + torch.arange(n_columns)).to(self.keys.device)
@@ -272,9 +263,7 @@ def read_safetensors(path):
     numbers without gaps; all of that is checked. Buffers of other types (masks) are skipped.
     """
     try:
-        data = bytearray(path.stat().st_size)
-        with open(path, "rb") as file:
-            file.readinto(data)                                         # one copy, not two
+        data = bytearray(path.read_bytes())    # torch wants memory that may be written
         n_header = int.from_bytes(data[:8], "little")
         header = json.loads(data[8:8 + n_header])
         header.pop("__metadata__", None)
@@ -284,19 +273,14 @@ def read_safetensors(path):
             if start != begin or not start <= end <= len(body):
                 raise ValueError(f"{name} is cut off or out of place")
             if entry["dtype"] in DTYPES:
-                tensors[name] = read_tensor(body[start:end], entry["shape"], DTYPES[entry["dtype"]])
+                t = torch.frombuffer(body[start:end], dtype=DTYPES[entry["dtype"]])
+                tensors[name] = t.reshape(entry["shape"]).float()
         if end != len(data) - 8 - n_header:
             raise ValueError("its header does not tell where it ends")
         return tensors
     except BROKEN as error:
         raise SystemExit(f"{path} cannot be read as a safetensors file: {error}.\n"
                          "Copy, download or train it again; it must be one file.") from None
-
-def read_tensor(raw, shape, dtype):
-    if not all(type(side) is int and side >= 0 for side in shape):    # reshape would take -1
-        raise ValueError(f"{shape} is not a shape")
-    t = torch.frombuffer(raw, dtype=dtype) if len(raw) else torch.empty(0)
-    return t.reshape(shape).float()
 
 def write_safetensors(path, tensors):
     names = {dtype: name for name, dtype in DTYPES.items()}
@@ -325,7 +309,8 @@ def read_config(path):
     for key, value in GPT2.items():
         if info.get(key, value) != value:
             raise SystemExit(f"{path} is not GPT-2's: {key} is {info[key]!r}, not {value!r}")
-    if min(asdict(config).values()) <= 0 or config.n_embd % config.n_head:
+    sizes = asdict(config).values()
+    if not 0 < min(sizes) <= max(sizes) < 10**6 or config.n_embd % config.n_head:
         raise SystemExit(f"{path} does not describe a GPT-2: {config}")
     return config, info
 
@@ -335,16 +320,38 @@ def write_config(path, config, info):
     replace_file(path, json.dumps(GPT2 | fixed | asdict(config) | info, indent=1).encode())
 
 HUB = "https://huggingface.co/openai-community/{name}/resolve/main/model.safetensors"
-CACHE = Path.home() / ".cache" / "socratic"
-
 def find_released(name):
     """The folder of a released GPT-2, downloaded if it is not there."""
     released = [size for size in SIZES if size not in FROM_SCRATCH]
     if name not in released:
         raise SystemExit(f"{name} is neither a folder nor one of: {', '.join(released)}")
-    folder = CACHE / name
+    folder = Path(os.path.expanduser("~/.cache/socratic")) / name
     if not (folder / "model.safetensors").is_file():
         download(HUB.format(name=name), folder / "model.safetensors")
-    if not (folder / "config.json").is_file():    # another process may be reading it
+    if not (folder / "config.json").is_file():
         write_config(folder / "config.json", SIZES[name], {})
     return folder
+
+# ------------------------------------------------------------ the machine
+
+def pick_device(device, dtype):
+    """(torch.device, dtype of the matrix products) of the flags --device and --dtype."""
+    if device == "auto":
+        has_mps = torch.backends.mps.is_available()
+        device = "cuda" if torch.cuda.is_available() else "mps" if has_mps else "cpu"
+    if device == "cuda" and torch.distributed.is_torchelastic_launched():    # torchrun: one each
+        device = f"cuda:{os.environ['LOCAL_RANK']}"
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise SystemExit(f"--device {device}: {shorten(str(error), 200)}") from None
+    if dtype == "auto":
+        has_bf16 = device[:4] == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+        dtype = "bf16" if has_bf16 else "fp16" if device[:4] == "cuda" else "fp32"
+    dtypes = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+    return torch.device(device), dtypes[dtype]
+
+def limit_threads(model):
+    """A student from scratch runs on one thread: its products are too small to be shared."""
+    if model.is_from_scratch() and "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(1)

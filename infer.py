@@ -3,48 +3,48 @@ Does it think? Trained students solve problems: the decomposer asks, the solver 
 
     python infer.py 'Ava has 3 boxes with 4 pens each. She gives away 5. How many are left?'
     python infer.py                                  type problems at a prompt
-    python infer.py --samples 1                      one dialogue a problem, as it is written
+    python infer.py --explain 'Ava has ...'          token by token: what is read, what is likely
     python infer.py --file problems.txt --json       one problem per line (text, or a record)
 
 Reads   the students of --students, else yours in runs/, else the embedded ones in students/
-Writes  the dialogue, on the screen
+Writes  the dialogue, to the screen
 
-A job is one student's part of a dialogue. It is a list of cues, texts that the student reads;
-after each cue it writes a turn. The decomposer reads only the problem and writes all subquestions,
-so everything that the solver will be given is known before the solver begins.
+A job is one student's part of a dialogue. It is a list of cues, texts that the student reads. The
+decomposer has one cue, the problem, and writes all subquestions. So everything that the solver will
+be given is known before it begins: after each of its cues it writes one turn.
 
 Small students are often wrong, but each time in another way. So several dialogues are drawn, and
 the most frequent answer counts: self-consistency (Wang et al., 2023, arXiv 2203.11171).
 """
 
 import argparse
-import codecs
 import json
 import random
 import re
 import sys
 from collections import Counter
-from dataclasses import dataclass, field, replace
-from functools import partial
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import torch
 
 from data import (HERE, Problem, Step, calculate, clean, extract_answer, positive, read_lines,
                   run_name, segments, tokenize)
-from gpt import GPT, KVCache, pick_device, read_config
+from gpt import GPT, KVCache, limit_threads, pick_device
 
 METHODS = {"socratic": ("decomposer", "solver"), "unified": ("unified",), "cot": ("cot",),
            "answer": ("answer",)}
 MAX_QUESTIONS = 16    # a decomposer that never stops is stopped
 MAX_TURN = 256        # tokens; a turn that never ends is stopped too
 TEMPERATURE = 0.7     # at which several dialogues are drawn
+UNSURE = 5 / 16       # an answer with a smaller share of the votes is most often wrong
 
 @dataclass
 class Student:
     role: str
     model: GPT
     tokenizer: object
+    folder: str = ""
 
 @dataclass
 class Turn:
@@ -55,7 +55,6 @@ class Turn:
 @dataclass
 class Dialogue:
     problem: Problem
-    method: str
     seed: int = 0    # of its draws
     turns: list[Turn] = field(default_factory=list)
     answer: str | None = None
@@ -64,11 +63,6 @@ class Dialogue:
 
     def texts(self, kind):
         return [turn.text for turn in self.turns if turn.kind == kind]
-
-    def to_json(self):
-        return {"id": self.problem.id, "problem": self.problem.problem, "method": self.method,
-                "turns": [vars(turn) for turn in self.turns], "answer": self.answer,
-                "ended": self.ended, "answers": self.answers}
 
 # ------------------------------------------------------------ one student's part of a dialogue
 
@@ -102,65 +96,59 @@ class Job:
     forced  the tokens that the calculator still has to write
     """
 
-    def __init__(self, dialogue, student, steps, calculator, on_text):
+    def __init__(self, dialogue, student, steps, calculator):
         self.dialogue, self.calculator = dialogue, calculator
         self.role, self.tokenizer = student.role, student.tokenizer
         self.cues = make_cues(dialogue.problem, self.role, steps)
-        self.on_text = partial(on_text, dialogue)
         self.rng = random.Random(f"{dialogue.seed} {self.role} {dialogue.problem.problem}")
-        self.n_tokens, self.n_positions = 0, student.model.config.n_positions
-        self.forced = []
+        self.n_read, self.n_positions = 0, student.model.config.n_positions
+        self.n_turns, self.forced = 0, []
         self.begin_turn(self.cues.pop(0))
 
     def begin_turn(self, cue):
         """Read a cue. If it ends in a label, the turn begins with this label."""
-        self.on_text("context", "".join(cue).encode())
-        self.text, self.n_written = b"", 0
-        if cue[-1] in ("Solution:", "Answer:"):
-            self.text = cue[-1].encode()
-            self.on_text(self.role, self.text)
-        self.read([token for text in cue for token in tokenize(text, self.tokenizer)])
+        self.text = cue[-1].encode() if cue[-1] in ("Solution:", "Answer:") else b""
+        self.n_written = 0
+        self.feed([token for text in cue for token in tokenize(text, self.tokenizer)])
 
-    def read(self, ids):
-        self.ids, self.n_tokens = ids, self.n_tokens + len(ids)
-        if self.n_tokens > self.n_positions:
-            if self.n_written:
-                self.file_turn()
+    def feed(self, ids):
+        """These tokens are what the model reads next."""
+        self.ids, self.n_read = ids, self.n_read + len(ids)
+        if self.n_read > self.n_positions:
             self.stop(f"the dialogue outgrew the {self.role}: over {self.n_positions:,} tokens")
 
     def take(self, token):
         """The student has chosen a token. While the calculator writes, the student only reads."""
-        speaker = "calculator" if self.forced else self.role
         token = self.forced.pop(0) if self.forced else token
         is_end = token == self.tokenizer.eot_token
         piece = b"" if is_end else self.tokenizer.decode_single_token_bytes(token)
         line, newline, _ = piece.partition(b"\n")
         self.text += line
         self.n_written += 1
-        self.on_text(speaker, line)
         if is_end or newline:
-            self.file_turn()
-            self.go_on(is_end)
+            self.end_turn(is_end)
         elif self.n_written == MAX_TURN:
-            self.file_turn()
             self.stop(f"the {self.role}'s turn did not end within {MAX_TURN} tokens")
         else:
-            self.read([token])
+            self.feed([token])
             # subtle: from `<<3*4=` on, the calculator writes `12>>`, one token a step.
             match = re.search(rb"<<([^<>=]*)=$", self.text)
             result = calculate(match[1].decode(errors="replace")) if match else None
             if self.calculator and result is not None:
                 self.forced = tokenize(f"{result}>>", self.tokenizer)
-                self.on_text("note", f"= the calculator: {result}>>".encode())
 
-    def explain(self, logits):
-        """Note the three likeliest next tokens (logits: (V,)), if the student is unsure."""
-        shares, tokens = logits.float().softmax(-1).topk(3)
-        if shares[0] < 0.9 and not self.forced:
-            pairs = zip(self.tokenizer.decode_batch(tokens[:, None].tolist()), shares.tolist())
-            likeliest = ", ".join(f"{text!r} {share:.0%}" for text, share in pairs)
-            last = " ".join(self.text.decode(errors="replace").split(" ")[-4:])
-            self.on_text("note", f"? after {last!r}: {likeliest}".encode())
+    def end_turn(self, is_end):
+        """After a turn the next cue is read, or the student writes another turn, or it is done."""
+        self.file_turn()
+        if self.cues:
+            # The newline that ends a turn is read, whether the student wrote it or the end token.
+            self.begin_turn(["\n", *self.cues.pop(0)])
+        elif is_end or self.dialogue.turns[-1].kind == "Answer":
+            self.ids = []
+        elif self.n_turns >= (MAX_QUESTIONS if self.role == "decomposer" else 2 * MAX_QUESTIONS):
+            self.stop(f"the {self.role} was stopped after {self.n_turns} turns")
+        else:
+            self.begin_turn(["\n"])
 
     def file_turn(self):
         """Add the turn to the dialogue. Without a label it gets the kind that the role writes."""
@@ -169,25 +157,13 @@ class Job:
         if not colon or kind not in ("Subquestion", "Solution", "Answer"):
             kind, rest = "Subquestion" if self.role == "decomposer" else "Solution", text
         self.dialogue.turns.append(Turn(self.role, kind, rest.strip()))
+        self.n_turns, self.n_written = self.n_turns + 1, 0
         if kind == "Answer":
             self.dialogue.answer = extract_answer(text)
-        self.on_text(self.role, b"\n")
-
-    def go_on(self, is_end):
-        """After a turn the next cue is read, or the student writes another turn, or it is done."""
-        turns = self.dialogue.turns
-        max_turns = MAX_QUESTIONS if self.role == "decomposer" else 2 * MAX_QUESTIONS
-        if self.cues:
-            # The newline that ends a turn is read, whether the student wrote it or the end token.
-            self.begin_turn(["\n", *self.cues.pop(0)])
-        elif is_end or turns[-1].kind == "Answer":
-            self.ids = []
-        elif len(turns) >= max_turns:
-            self.stop(f"the {self.role} was stopped after {max_turns} turns")
-        else:
-            self.begin_turn(["\n"])
 
     def stop(self, why):
+        if self.n_written:
+            self.file_turn()
         self.ids, self.dialogue.ended = [], why
 
 def choose(logits, jobs, temperature):
@@ -214,36 +190,45 @@ def write(student, jobs, temperature=0.0, explain=False):
         ids = torch.tensor(ids, device=device)
         logits = model.append(ids, cache, reading or slice(None), counts)       # (R, V)
         logits = logits[:, :student.tokenizer.n_vocab]    # some models have more, as padding
-        for job, token, its_logits in zip(chosen, choose(logits, chosen, temperature), logits):
-            if explain:
-                job.explain(its_logits)
+        if explain:
+            print_choice(chosen[0], logits[0])
+        for job, token in zip(chosen, choose(logits, chosen, temperature)):
             job.take(token)
         for row in reversed(range(len(active))):
-            if not active[row].ids:    # done: the last row moves into the gap
+            if not active[row].ids:    # done: the last row, which is not, moves into the gap
                 cache.drop(row)
                 active[row] = active[-1]
                 active.pop()
 
+def print_choice(job, logits):
+    """What the student has read, and its three likeliest next tokens (logits: (V,))."""
+    shares, tokens = logits.float().softmax(-1).topk(3)
+    likeliest = [f"{job.tokenizer.decode([token])!r} {share:.0%}"
+                 for token, share in zip(tokens.tolist(), shares.tolist())]
+    by = "the calculator writes" if job.forced else "   ".join(likeliest)
+    text = job.tokenizer.decode(job.ids)
+    if len(job.ids) > 1:    # a cue
+        print("\n".join(f"{job.role:10s} < {line}" for line in text.splitlines() if line))
+        text = ""
+    print(f"{job.role:10s} | {text!r:20} -> {by}")
+
 def solve(problems, students, method="socratic", batch_size=64, temperature=None, seed=0,
-          n_samples=1, calculator=True, explain=False, on_text=lambda *piece: None, given=None):
+          n_samples=1, calculator=True, explain=False, given=None):
     """
     Solve problems [Problem] with students {role: Student}. Returns [Dialogue], in the same order.
-    Of each problem n_samples are drawn, the first one with this seed, the next one with the next
-    seed, and the one is returned that the vote elects.
+    Of each problem n_samples are drawn, and the one is returned that the vote elects. No two seeds
+    share a dialogue.
 
-    on_text(dialogue, speaker, bytes)  is called for every piece as it is written. The speaker is a
-                role, the calculator, "context" (what a student is given), or "note" (what the
-                calculator found; with explain also which tokens the student hesitated between)
     given       [[Step, ...], ...], a list for each dialogue: the solver gets these steps and fills
                 the solutions that are empty; nobody is asked
     """
     if temperature is None:    # dialogues that vote must differ
         temperature = TEMPERATURE if n_samples > 1 else 0.0
-    dialogues = [Dialogue(problem, method, seed + n)
+    dialogues = [Dialogue(problem, seed * n_samples + n)
                  for problem in problems for n in range(n_samples)]
 
     def ask(role, steps):
-        jobs = [Job(dialogue, students[role], its_steps, calculator, on_text)
+        jobs = [Job(dialogue, students[role], its_steps, calculator)
                 for dialogue, its_steps in zip(dialogues, steps) if dialogue.ended == "finished"]
         for batch in chunks(jobs, batch_size):
             write(students[role], batch, temperature, explain)
@@ -272,105 +257,87 @@ def vote(dialogues):
 
 # ------------------------------------------------------------ which students
 
-def find_students(method, folders=None, dataset="demo", model="tiny"):
-    """{role: folder}: those named; else yours, of this data set; else the embedded, for any."""
-    roles, folders = METHODS[method], list(map(Path, folders or []))
-    named = [str(read_config(folder / "config.json")[1].get("role")) for folder in folders]
-    found = dict(zip(named, folders))
-    if not folders:
-        name = f"{run_name(dataset)}-{Path(model).name}"
-        found = {role: Path(f"runs/{name}-{role}") for role in roles}
-        if model == "tiny" and not all(is_student(folder) for folder in found.values()):
-            found = {role: HERE / "students" / role for role in roles}
-    missing = [role for role in roles if role not in found or not is_student(found[role])]
-    if missing or len(found) < len(folders):    # or two folders of one role
-        flags = f" --dataset {dataset} --model {model}"
-        commands = [f"\n  python train.py --role {role}{flags}" for role in missing]
-        raise SystemExit(f"--method {method} needs {' and '.join(roles)}. Named: "
-                         f"{', '.join(named) or 'none'}. Missing: {', '.join(missing) or 'none'}"
-                         f"{''.join(commands)}")
-    return {role: found[role] for role in roles}
-
 def is_student(folder):
-    return (folder / "model.safetensors").exists()
+    return (Path(folder) / "model.safetensors").exists()
 
-def load_students(folders, device="auto", dtype="fp32"):
-    """{role: Student} of {role: folder}. The error stream says which ones they are."""
-    device, dtype = pick_device(device, dtype)
+def load_students(args):
+    """
+    {role: Student}, one for each role of the method: those of --students; else yours, of this data
+    set and model; else, if you have none of them, the embedded ones.
+    """
+    roles, size = METHODS[args.method], args.model or "tiny"
+    folders = args.students or [
+        f"runs/{run_name(args.dataset)}-{Path(size).name}-{role}" for role in roles]
+    embedded = [HERE / "students" / role for role in roles]
+    if not (args.students or args.model or any(map(is_student, folders))):
+        folders = embedded if all(map(is_student, embedded)) else folders
+    missing = [str(folder) for folder in folders if not is_student(folder)]
+    if missing:
+        raise SystemExit(f"--method {args.method} needs {' and '.join(roles)}. No student is in "
+                         f"{', '.join(missing)}.\nName folders with --students (put the problem "
+                         "first), or train what is missing:\n"
+                         f"  python train.py --dataset {args.dataset} --model {size} --role ROLE")
+    device, dtype = pick_device(args.device, args.dtype)
     students = {}
-    for role, folder in folders.items():
+    for folder in folders:
         model = GPT.from_pretrained(folder).to(device, dtype).eval()
-        students[role] = Student(role, model, model.get_tokenizer())
-        print(f"{role:10s} | {folder} ({model.n_params() / 1e6:.1f} M parameters, "
-              f"{model.info.get('dataset', 'no data set')})", file=sys.stderr)
+        limit_threads(model)
+        role, read = model.info.get("role"), model.info.get("dataset")
+        students[role] = Student(role, model, model.get_tokenizer(), folder)
+        known = ", and knows no other wording" if read == "demo" else ""
+        print(f"{role:10s} | {folder} ({model.n_params() / 1e6:.1f} M parameters; has read "
+              f"{read}{known})", file=sys.stderr)
+    if set(students) != set(roles) or len(folders) > len(roles):
+        raise SystemExit(f"--method {args.method} needs one student of each role: "
+                         f"{' and '.join(roles)}")
     return students
 
 # ------------------------------------------------------------ the screen and the command
 
-class Screen:
+def print_dialogue(dialogue):
+    for turn in dialogue.turns:
+        print(f"{turn.speaker:10s} | {turn.kind}: {turn.text}")
+    if dialogue.ended != "finished":
+        print(f"[{dialogue.ended}]")
+    print(f"= {dialogue.answer or 'none found'}{describe_votes(dialogue)}", flush=True)
+
+def describe_votes(dialogue):
     """
-    Prints a dialogue as it is written: a turn a line, its speaker in front. To explain it also
-    prints what a student is given (<), and below a turn what the calculator found (=) and what else
-    the student might have written (?).
+    How the other dialogues have voted. How many agree says how sure they are, not who is right.
+
+    >>> describe_votes(Dialogue(None, answer="7", answers=["7"] * 12 + ["1"] * 3 + ["21"]))
+    '   (12 of 16 dialogues; 3 say 1, 1 says 21)'
     """
-
-    def __init__(self, explain=False):
-        self.explain, self.begins_line, self.notes = explain, True, []
-        # A token may end in the middle of an emoji; the decoder waits for the rest.
-        self.decoder = codecs.getincrementaldecoder("utf-8")("replace")
-
-    def show(self, speaker, piece):
-        if speaker == "context":
-            self.add(f"< {line}" for line in piece.decode().split("\n") if line)
-        elif speaker == "note":
-            self.notes.append(piece.decode())
-        else:
-            if self.begins_line:
-                print(f"{speaker:10s} | ", end="")
-            text = self.decoder.decode(piece)
-            if speaker == "calculator" and sys.stdout.isatty():
-                text = f"\033[35m{text}\033[0m"    # in colour
-            print(text, end="", flush=True)
-            self.begins_line = piece == b"\n"
-            if self.begins_line:
-                self.add(self.notes)
-                self.notes = []
-
-    def add(self, lines):
-        for line in lines if self.explain else ():
-            print(f"{'':10s} {line}")
-
-def solve_aloud(problem, students, explain, options):
-    """Print one dialogue as it is written; of several, the first one with the elected answer."""
-    screen, pieces = Screen(explain), []
-
-    def on_text(dialogue, *piece):
-        if options["n_samples"] == 1:
-            screen.show(*piece)
-        else:
-            pieces.append((dialogue, *piece))
-
-    (elected,) = solve([problem], students, explain=explain, on_text=on_text, **options)
-    for dialogue, *piece in pieces:
-        if dialogue is elected:
-            screen.show(*piece)
-    if elected.ended != "finished":
-        print(f"[{elected.ended}]")
-    n, n_votes = len(elected.answers), elected.answers.count(elected.answer)
-    agreed = f"   ({n_votes} of {n} dialogues)" if pieces and elected.answer else ""
-    print(f"= {elected.answer or 'none found'}{agreed}")
+    n = len(dialogue.answers)
+    if n == 1 or dialogue.answer is None:
+        return ""
+    votes = Counter(answer or "nothing" for answer in dialogue.answers)
+    n_votes = votes.pop(dialogue.answer)
+    text = f"{n_votes} of {n} dialogues"
+    if n_votes < UNSURE * n:
+        text = f"unsure: {text}"
+    others = [f"{k} {'say' if k > 1 else 'says'} {answer}" for answer, k in votes.most_common(3)]
+    if others:
+        text += f"; {', '.join(others)}" + (", ..." if len(votes) > 3 else "")
+    del votes["nothing"]
+    return f"   ({text}{'; a tie' if n_votes in votes.values() else ''})"
 
 def read_problem(line):
     """A line is a record of data.py, or the text of a problem."""
     is_record = line.lstrip().startswith("{")
     return Problem.from_json(line) if is_record else Problem("", clean(line))
 
+def typed_problems():
+    print("Type a problem on one line, without quotes. An empty line ends.", file=sys.stderr)
+    while text := input("\nProblem: ").strip():
+        yield Problem("typed", text)
+
 def add_student_flags(add):
     """The flags that infer.py and eval.py share: which students, and how they work."""
     add("--method", default="socratic", choices=METHODS, help="which students solve problems")
     add("--students", nargs="+", metavar="FOLDER",
         help="their folders (None: runs/<dataset>-<model>-<role>, else students/)")
-    add("--model", default="tiny", help="use students of this size")
+    add("--model", help="use your students of this size (None: tiny)")
     add("--calculator", action=argparse.BooleanOptionalAction, default=True,
         help="compute <<...=...>> for the student")
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
@@ -381,52 +348,49 @@ def parse_args(argv=None):
     parser = argparse.ArgumentParser(
         description="Solve word problems with trained students.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    one_of = parser.add_mutually_exclusive_group().add_argument
-    one_of("problem", nargs="?", help="the problem (None: standard input; at a terminal, a prompt)")
-    one_of("--file", help="a problem a line: text, or records of data.py (- is standard input)")
     add = parser.add_argument
-    add("--json", action="store_true", help="print a JSON object a problem")
+    add("problem", nargs="?", help="the problem (None: standard input; at a terminal, a prompt)")
+    add("--file", help="one problem per line: text, or records of data.py (- is standard input)")
+    add("--json", action="store_true", help="print one JSON object per problem")
     add("--explain", action="store_true",
-        help="print what each student is given (<) and where it hesitates, below 90 %% (?)")
-    add("--dataset", default="demo", help="use students of this data set")
+        help="print one dialogue token by token: what is read, and the three likeliest tokens")
+    add("--dataset", default="demo", help="use your students of this data set")
     add_student_flags(add)
     add("--samples", type=positive,
         help=f"dialogues drawn at temperature {TEMPERATURE}; their most frequent answer counts. "
-        "1: the likeliest token always (None: 16 for students from scratch, else 1)")
+        "1: the likeliest token always (None: 16 for students from scratch, else 1). "
+        "eval.py draws 1 if --samples does not say more")
     add("--seed", type=int, default=0, help="of the draws, together with the problem's text")
     return parser.parse_args(argv)
 
 def main(args):
-    typing = not (args.problem is not None or args.file or args.json) and sys.stdin.isatty()
     if args.problem is not None:
         text = clean(args.problem.encode(errors="replace").decode())    # what is no UTF-8 is "?"
-        problems = [Problem("", text)] if text else []
+        problems = [Problem("problem-1", text)] if text else []
+    elif args.file or args.json or not sys.stdin.isatty():
+        problems = read_lines(args.file or "-", read_problem)
+        for n, problem in enumerate(problems, 1):
+            problem.id = problem.id or f"problem-{n}"
     else:
-        problems = [] if typing else read_lines(args.file or "-", read_problem)
-    if not problems and not typing:
+        problems = typed_problems()
+    if not problems:
         raise SystemExit("There is no problem to solve. Give one in quotes, before all flags:\n"
                          "  python infer.py 'Ava had 3 boxes of 4 pens. How many pens had Ava?'")
-    for n, problem in enumerate(problems, 1):
-        problem.id = problem.id or f"problem-{n}"
-    folders = find_students(args.method, args.students, args.dataset, args.model)
-    students = load_students(folders, args.device, args.dtype)
-    is_small = all(student.tokenizer.name == "tiny" for student in students.values())
-    options = {"method": args.method, "seed": args.seed, "calculator": args.calculator,
-               "n_samples": args.samples or (16 if is_small else 1)}
-    if typing:
-        print("Type a problem on one line, without quotes. An empty line ends.", file=sys.stderr)
-        while text := input("\nProblem: ").strip():
-            solve_aloud(Problem("problem-1", clean(text)), students, args.explain, options)
-    elif args.json:
-        for batch in chunks(problems, 64):
-            for dialogue in solve(batch, students, **options):
-                print(json.dumps(dialogue.to_json(), ensure_ascii=False))
-    else:
-        for problem in problems:
-            print(f"\nProblem: {problem.problem}")    # as the shell has passed it on
-            solve_aloud(problem, students, args.explain, options)
+    students = load_students(args)
+    from_scratch = all(student.model.is_from_scratch() for student in students.values())
+    n_samples = args.samples or (16 if from_scratch and not args.explain else 1)
+    for batch in chunks(problems, 64) if args.json else ([problem] for problem in problems):
+        if not args.json:
+            print(f"\nProblem: {batch[0].problem}", flush=True)    # as the shell has passed it on
+        for dialogue in solve(batch, students, args.method, seed=args.seed, n_samples=n_samples,
+                              calculator=args.calculator, explain=args.explain):
+            if args.json:
+                print(json.dumps(asdict(dialogue), ensure_ascii=False), flush=True)
+            else:
+                print_dialogue(dialogue)
 
 if __name__ == "__main__":
+    sys.stdout.reconfigure(errors="replace")    # a console that lacks a letter shows "?"
     try:
         main(parse_args())
     except (KeyboardInterrupt, EOFError, BrokenPipeError):

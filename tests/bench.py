@@ -16,7 +16,7 @@ batch-decoding   rows of unlike length; only the tokens that were asked for coun
 dialogue         the real `solve` with random weights: a token is picked as always, then the gold text's is taken.
                  Beside `generate` on the growing text, batched (slow: it runs once, its nine calls spread over the
                  five turns), and beside `solve` for one problem at a time
-demo             the embedded students; and the time from the start of infer.py to its first token
+demo             the embedded students; and the time from the start of infer.py to its dialogue (--samples 1)
 growth           seconds and peak memory (Linux) of `tiny`, each cell in a process of its own: 16 dialogues of so many
                  steps, so many rows of 64 tokens, a training step of so many tokens
 """
@@ -44,7 +44,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import infer
 from data import HERE, IGNORE, Problem, encode, get_tokenizer, load_problems, segments
 from gpt import GPT, SIZES, GPTConfig
-from train import batches, collate, summed_loss
+from train import collate, count_learned, make_batches, summed_loss
 
 FULL = SimpleNamespace(  # product, vector: sides of the ceilings' square matrices; the next three: of a training step
     config=SIZES["gpt2"], repeats=5, product=2048, vector=16384, solver_tokens=1024, singles=8, cot_tokens=2048,
@@ -115,12 +115,8 @@ LOSSES = {  # of n learned tokens, the mean. The targets are shifted already: no
         input_ids=ids, labels=targets, shift_labels=targets, num_items_in_batch=n, use_cache=False).loss}
 
 
-def n_learned(examples):
-    return sum(target != IGNORE for _, targets in examples for target in targets)
-
-
 def loss_of(side, model, group):
-    return LOSSES[side](model, *collate(group, "cpu"), n_learned(group))
+    return LOSSES[side](model, *collate(group, "cpu"), count_learned(group))
 
 
 def trainer(side, model, groups):
@@ -130,7 +126,7 @@ def trainer(side, model, groups):
             loss_of(side, model, group).backward()
             optimizer.step()
             optimizer.zero_grad()
-            yield n_learned(group)
+            yield count_learned(group)
 
     run = steps(torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True))
     next(run)  # warm up, on a single row
@@ -153,10 +149,10 @@ def solver_training(size):
     examples = [encode(segments(p, "solver"), tokenizer) for p in load_problems("demo", "train", limit=2000)]
     singles = [(read + turn[:-1], [IGNORE] * (len(read) - 1) + turn)
                for example in examples for read, turn in turns(*example, tokenizer)]
-    assert n_learned(singles) == n_learned(examples)
+    assert count_learned(singles) == count_learned(examples)
     own = singles[:len(turns(*examples[0], tokenizer))]                 # one pass learns what they do one by one
     assert_close(loss_of("ours", model, examples[:1]), loss_of("textbook", model, own), rtol=1e-4, atol=0)
-    groups = batches(examples, size.solver_tokens, rng)
+    groups = make_batches(examples, size.solver_tokens, rng)
     draws = [rng.sample(singles, size.singles) for _ in range(size.repeats)]
     rates = race("solver training", {"ours": trainer("ours", model, groups),
                                      "textbook": trainer("textbook", GPT(size.config), draws)}, size.repeats)
@@ -171,7 +167,7 @@ def cot_training(size):
         return []
     tokenizer, model, sides = get_tokenizer("gpt2"), GPT(size.config), {}
     examples = [encode(segments(p, "cot"), tokenizer) for p in problems]
-    groups = batches(examples, size.cot_tokens, random.Random(0))
+    groups = make_batches(examples, size.cot_tokens, random.Random(0))
     if HAS_TRANSFORMERS:
         other, few = to_transformers(model).train(), groups[0][:4]
         assert_close(loss_of("ours", model, few), loss_of("transformers", other, few), rtol=1e-4, atol=0)
@@ -183,7 +179,7 @@ def cot_training(size):
     attention = 12 * size.config.n_layer * size.config.n_embd           # FLOP for a pair of tokens; 6 for a weight
     for n, group in enumerate(groups[:size.repeats]):
         flop = sum(6 * matrices * len(ids) + attention * len(ids)**2 for ids, _ in group)
-        rates["ours"][n] *= flop / n_learned(group) / 1e9
+        rates["ours"][n] *= flop / count_learned(group) / 1e9
     return table + line("  the textbook's work for it", rates, "product", "GFLOP/s", "0.70x", "bare product")
 
 
@@ -321,15 +317,16 @@ def demo(size):
         return n
 
     problems, folders = load_problems("demo", "test", limit=size.demo), [HERE / "students" / role for role in STUDENTS]
-    students = infer.load_students(dict(zip(STUDENTS, folders)), "cpu", "fp32")
+    flags = ["--device", "cpu", "--students", *map(str, folders)]
+    n_threads, students = torch.get_num_threads(), infer.load_students(infer.parse_args(flags))
     rates = race("demo", {"ours": lambda: sum(len(infer.solve(problems[at:at + 64], students))  # as in eval.py
                                               for at in range(0, len(problems), 64))}, size.repeats)
-    starts = race("start", {"ours": lambda: first_byte(HERE / "infer.py", problems[0].problem, "--device", "cpu",
-                                                       "--students", *folders),
+    starts = race("start", {"ours": lambda: first_byte(HERE / "infer.py", problems[0].problem, "--samples", "1", "--json", *flags),
                             "import torch": lambda: first_byte("-c", "import torch; print(flush=True)")}, size.repeats)
     seconds = {side: [1 / rate for rate in rates] for side, rates in starts.items()}
+    torch.set_num_threads(n_threads)    # load_students has limited them
     return [(f"tiny, {len(problems)} demo problems", f"{statistics.median(rates['ours']):.4g} prob./s", "", "", ""),
-            *line("  from start to first token", seconds, "import torch", "s", "")]
+            *line("  from start to dialogue", seconds, "import torch", "s", "")]
 
 
 def peak_mb():
@@ -347,7 +344,7 @@ def cell(kind, n, repeats):
         gold = gold_turns(problems, tokenizer)
     elif kind == "tokens":
         examples = [encode(segments(p, "solver"), tokenizer) for p in pool]
-        group = max(batches(examples, n, random.Random(0)), key=len)
+        group = max(make_batches(examples, n, random.Random(0)), key=len)
         step = trainer("ours", model, [group] * (repeats + 1))
     work = {"steps": lambda: bool(solve_dictated(problems, gold, model, tokenizer)), "tokens": lambda: bool(step()),
             "rows": lambda: bool(decode(model, [list(range(32))] * n, [64] * n))}[kind]

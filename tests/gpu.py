@@ -38,10 +38,22 @@ def seconds(work, n, n_warm):
 def training(size, dtype, batches):
     """(tokens per second, peak memory in GB) of steps on these batches."""
     torch.cuda.reset_peak_memory_stats()
-    with torch.device("cuda"):
+    device, dtype = pick_device("cuda", dtype)
+    with device:
         model = GPT(SIZES[size], {"tokenizer": "gpt2"})
-    trainer = train.Trainer(model, *pick_device("cuda", dtype))
-    took = seconds(lambda i: trainer.step([batches[i]], 1e-4), len(batches) - 5, 5)
+    (optimizer,), scaler = train.make_optimizers(model), torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
+    autocast = torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
+
+    def step(i):    # the heart of the loop in train.py
+        train.backward(model, [train.collate(batches[i], device)], train.count_learned(batches[i]), autocast, scaler)
+        scaler.unscale_(optimizer)
+        for group in optimizer.param_groups:
+            group["lr"] = 1e-4
+        torch.nn.utils.clip_grad_norm_(model.parameters(), train.MAX_NORM)
+        scaler.step(optimizer)
+        scaler.update()
+
+    took = seconds(step, len(batches) - 5, 5)
     n_tokens = sum(train.length(example) for batch in batches[5:] for example in batch)
     return n_tokens / took, torch.cuda.max_memory_allocated() / 1e9
 
@@ -71,7 +83,7 @@ def main():
     reader = GPT(GPTConfig(n_embd=16, n_layer=1, n_head=1), {"tokenizer": "gpt2"})
     examples = train.make_examples(load_problems("gsm8k", "train"), "solver", reader)
     n_tokens = train.N_EPOCHS * sum(map(train.length, examples))
-    batches = train.batches(examples, 4096, random.Random(0))[:35]
+    batches = train.make_batches(examples, 4096, random.Random(0))[:35]
     for size in args.sizes:
         speed, memory = training(size, args.dtype, batches)
         torch.cuda.empty_cache()

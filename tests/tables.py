@@ -1,18 +1,17 @@
 """
-The README's tables of results are made from receipts: the scores that eval.py wrote, and how.
+The tables of students/results/README.md are made from receipts: the scores that eval.py wrote, and how.
 
     python tests/tables.py                                      prints the tables
     python tests/tables.py --add predictions/NAME.json --row 'demo, decomposer and solver'
     python tests/tables.py --add predictions/NAME.json --row 'cot, seed 1' --folder contrast       (or beside, other)
-    python tests/tables.py --unpack students/results/contrast/NAME.jsonl.gz
 
 A receipt in students/results/ also holds the commit and the machine. Beside those of the contrast
-lie the dialogues, compressed and without the problems; --unpack puts them together again, for
-`eval.py --rescore`. A test compares the README.
+lie the dialogues, compressed and without the problems. A test compares the tables.
 """
 
 import argparse
 import gzip
+import hashlib
 import json
 import os
 import platform
@@ -26,9 +25,8 @@ RESULTS = ROOT / "students" / "results"
 sys.path.insert(0, str(ROOT))
 
 import eval  # noqa: E402
-from data import load_problems  # noqa: E402
 
-KEPT = ("id", "method", "turns", "answer", "ended")    # of a dialogue; the rest is the data set's
+KEPT = ("turns", "answer", "ended", "oracles")    # of a dialogue; the rest is the data set's
 
 
 def add(path, row, folder):
@@ -39,30 +37,17 @@ def add(path, row, folder):
     receipt["commit"] = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, text=True,
                                        capture_output=True, check=True).stdout.strip()
     receipt["machine"] = f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}"
-    target = RESULTS / folder / path.name
+    # Runs of other students have the same name; they differ in their settings.
+    digest = hashlib.sha256(json.dumps(receipt["settings"]).encode()).hexdigest()[:8]
+    target = RESULTS / folder / f"{path.stem}-{digest}.json"
     target.parent.mkdir(parents=True, exist_ok=True)
     target.write_text(json.dumps(receipt, indent=1) + "\n", encoding="utf-8")
     if folder == "contrast":
-        header, records, _ = eval.read_run(path.with_suffix(".jsonl"))
-        lines = [header]
-        for record in records:
-            oracles = {name: dialogue["answer"] for name, dialogue in record.get("oracles", {}).items()}
-            lines.append({name: record[name] for name in KEPT} | {"oracles": oracles})
+        header, records = eval.read_run(path.with_suffix(".jsonl"))
+        lines = [header | {"curves": {}}]
+        lines += [{"id": record["problem"]["id"]} | {name: record[name] for name in KEPT} for record in records]
         text = "".join(json.dumps(line) + "\n" for line in lines).encode()
         target.with_suffix(".jsonl.gz").write_bytes(gzip.compress(text, mtime=0))
-
-
-def unpack(path):
-    """[header, record, ...] as eval.py wrote them, from compressed dialogues and the data set."""
-    header, *records = map(json.loads, gzip.decompress(path.read_bytes()).splitlines())
-    settings = header["settings"]
-    for record, problem in zip(records, load_problems(settings["dataset"], settings["split"])):
-        assert record["id"] == problem.id
-        record |= {"problem": problem.problem, "gold": problem.answer}
-        record["oracles"] = {name: {"answer": answer, "gold": problem.answer}
-                             for name, answer in record["oracles"].items()}
-        eval.add_gold(record, problem)
-    return [header, *records]
 
 
 def receipts(folder=RESULTS):
@@ -70,17 +55,23 @@ def receipts(folder=RESULTS):
     return sorted(found, key=lambda receipt: receipt["row"])
 
 
+def right(receipt):
+    """The figure of the right answers. Old receipts also had a lenient one, and called this one strict."""
+    rows = receipt["scores"]["accuracy"]
+    return rows["right"] if "right" in rows else rows["right (strict)"]
+
+
 def table(folder=RESULTS):
     """The lines of a table, a receipt each."""
     lines = ["| | right, of | 95 % interval | always the most frequent | `python eval.py` |", "|---|---|---|---|---|"]
     for receipt in receipts(folder):
         rows = receipt["scores"]["accuracy"]
-        strict = rows["right (strict)"]
+        ours = right(receipt)
         (constant,) = (figure for name, figure in rows.items() if name.startswith("always"))
-        share, fixed = strict["right"] / strict["n"], constant["right"] / constant["n"]
+        share, fixed = ours["right"] / ours["n"], constant["right"] / constant["n"]
         flags = receipt["command"].removeprefix("python eval.py").strip()
-        lines.append(f"| {receipt['row']} | {strict['right']:,} of {strict['n']:,} = {share:.1%} | {strict['low']:.1%} to "
-                     f"{strict['high']:.1%} | {fixed:.1%} | {f'`{flags}`' if flags else ''} |")
+        lines.append(f"| {receipt['row']} | {ours['right']:,} of {ours['n']:,} = {share:.1%} | {ours['low']:.1%} to "
+                     f"{ours['high']:.1%} | {fixed:.1%} | {f'`{flags}`' if flags else ''} |")
     return lines
 
 
@@ -89,7 +80,7 @@ def contrast():
     lines = ["| | right, seeds 1, 2, 3 | mean (least to most; of one run its 95 % interval) |", "|---|---|---|"]
     rows = {}
     for receipt in receipts(RESULTS / "contrast") + receipts(RESULTS / "beside"):
-        rows.setdefault(receipt["row"].partition(", seed")[0], []).append(receipt["scores"]["accuracy"]["right (strict)"])
+        rows.setdefault(receipt["row"].partition(", seed")[0], []).append(right(receipt))
     for row, scores in rows.items():
         n = scores[0]["n"]
         counts = [score["right"] for score in scores]
@@ -104,13 +95,7 @@ if __name__ == "__main__":
     parser.add_argument("--add", metavar="FILE", type=Path, help="the .json file of a run")
     parser.add_argument("--row", help="what the row says")
     parser.add_argument("--folder", default="", help="of students/results/: contrast keeps the dialogues too")
-    parser.add_argument("--unpack", metavar="FILE", type=Path, help="write predictions/NAME.jsonl from compressed dialogues")
     args = parser.parse_args()
-    if args.unpack:
-        out = Path("predictions") / args.unpack.stem
-        out.parent.mkdir(exist_ok=True)
-        out.write_text("".join(json.dumps(line) + "\n" for line in unpack(args.unpack)), encoding="utf-8")
-        sys.exit(f"python eval.py --rescore {out}")
     if args.add:
         if not args.row:
             sys.exit("--add needs --row, what the row says")

@@ -1,0 +1,150 @@
+"""
+When does splitting help? The budget and the scores of a contrast between a pair of students, chain
+of thought and one unified student (its commands are in students/results/splitting).
+
+    python students/make/contrast.py steps counted.jsonl 900
+    python students/make/contrast.py score right.svg predictions/splitting/*-1?
+
+`steps` prints how many training steps of each student cost what `cot` costs at 900. `score` reads
+folders of eval.py's predictions, one for each arm and seed (cot-11, pair-11), and draws a picture.
+"""
+
+import itertools
+import math
+import re
+import sys
+from collections import defaultdict, namedtuple
+from pathlib import Path
+from statistics import mean, stdev
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from data import load_problems, replace_file
+from eval import is_right, read_run
+from gpt import GPT, SIZES
+from train import count_learned, endless_batches, length, make_examples
+
+STUDENTS = [("cot", "tiny", 1), ("unified", "tiny", 1), ("decomposer", "nano", 2),    # role, size,
+            ("solver", "nano", 2), ("answer", "tiny", 1)]    # and how many share the budget
+# A t distribution has 95 % within this; the degrees of freedom are the seeds less one.
+T_95 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
+WHATS = ("right", "right number of steps", "right among those", "right where both have that number")
+# counted: whether it has the right number of steps; None for `answer`, which shows none
+Outcome = namedtuple("Outcome", "right counted n_steps n_distractors")
+
+def flops(batch, model):
+    """The FLOPs of a training step, without the scores of attention; padding is read, too."""
+    n_blocks = sum(p.numel() for p in model.h.parameters())
+    n_read = len(batch) * max(map(length, batch))
+    return 6 * (n_blocks * n_read + model.wte.weight.numel() * count_learned(batch))
+
+def print_steps(dataset, budgets):
+    """The batches are those that train.py makes with seed 0."""
+    whole = []    # the cost of `cot`, which comes first
+    for role, size, n_sharing in STUDENTS:
+        model = GPT(SIZES[size], {"tokenizer": "tiny"})
+        examples = make_examples(load_problems(dataset, "train"), role, model)
+        batches = endless_batches(examples, 2048, 0, short_first=True)
+        each = (flops(next(batches), model) for _ in range(2 * max(budgets)))
+        total = list(itertools.accumulate(each))
+        whole = whole or total
+        for n in budgets:
+            k = min(range(len(total)), key=lambda i: abs(total[i] - whole[n - 1] / n_sharing)) + 1
+            print(f"budget {n}: {role} {size} {k} steps, a third {round(k / 3)}, twice {2 * k}; "
+                  f"{total[k - 1]:.4g} FLOPs, {total[k - 1] / whole[n - 1]:.1%} of the budget")
+
+def read_outcomes(folders):
+    arms, problems = defaultdict(dict), set()    # {arm: {seed: {id: Outcome}}}
+    for folder in map(Path, folders):
+        arm, _, seed = folder.name.rpartition("-")
+        (path,) = folder.glob("*.jsonl")
+        header, records = read_run(path)
+        settings = header["settings"]
+        problems.add(settings["problems_sha256"])
+        if len(records) != settings["n"] or len(problems) > 1:
+            raise SystemExit(f"{path} is unfinished, or of other problems than those before it.")
+        arms[arm][seed] = {record["problem"]["id"]: read_outcome(record, settings["method"])
+                           for record in records}
+    return arms
+
+def read_outcome(record, method):
+    # Chain of thought shows its steps as solutions, the others as subquestions.
+    kind, problem = "Solution" if method == "cot" else "Subquestion", record["problem"]
+    n_ours, n_steps = sum(turn["kind"] == kind for turn in record["turns"]), len(problem["steps"])
+    n_distractors = int(re.search(r"-(\d+)distractors-", problem["id"])[1])
+    counted = None if method == "answer" else n_ours == n_steps
+    return Outcome(is_right(record), counted, n_steps, n_distractors)
+
+def percent(hits):
+    hits = [*hits]
+    return math.nan if not hits or None in hits else 100 * sum(hits) / len(hits)
+
+def figures(ours, others):
+    """The percentages of WHATS on the primary set: 2 to 6 steps, two distractors."""
+    its = {name: it for name, it in ours.items() if it.n_distractors == 2 and 1 < it.n_steps < 7}
+    return [percent(one.right for one in its.values()),
+            percent(one.counted for one in its.values()),
+            percent(one.right for one in its.values() if one.counted),
+            percent(its[name].right for name in its if its[name].counted and others[name].counted)]
+
+def p_value(t, df, n=2_000):
+    """Two-sided p of Student's t: its density is integrated from 0 to |t| by Simpson's rule."""
+    scale = math.gamma((df + 1) / 2) / (math.sqrt(df * math.pi) * math.gamma(df / 2))
+    heights = [scale * (1 + (i * t / n) ** 2 / df) ** (-(df + 1) / 2) for i in range(n + 1)]
+    area = heights[0] + heights[-1] + 4 * sum(heights[1:-1:2]) + 2 * sum(heights[2:-1:2])
+    return max(0.0, 1 - 2 * area * abs(t) / n / 3)
+
+def interval(points):
+    """(the mean of the seeds, half of its 95 % interval, p)"""
+    error, df = stdev(points) / math.sqrt(len(points)), len(points) - 1
+    return mean(points), T_95[df] * error, p_value(mean(points) / error, df) if error else math.nan
+
+def holm(a, b):    # Holm (1979), for two p values
+    return [min(1, 2 * p) if p == min(a, b) else max(p, min(1, 2 * min(a, b))) for p in (a, b)]
+
+def row(*cells):
+    print("|", " | ".join(f"{x:.1f}" if isinstance(x, float) else str(x) for x in cells), "|")
+
+def print_scores(arms):
+    """All tables. Returns {arm and distractors: percent right at 1 to 8 steps}, means of seeds."""
+    cot, tested = arms["cot"], ("pair", "unified")
+    row("arm", "seed", *WHATS)
+    for arm, seeds in arms.items():
+        every = [figures(its, cot.get(seed, its)) for seed, its in seeds.items()]
+        for seed, its in [*zip(seeds, every), ("mean", list(map(mean, zip(*every))))]:
+            row(arm, seed, *its)
+    print("\nPoints more than cot over the seeds: mean, 95 % interval, p of t after Holm")
+    for i, what in enumerate(WHATS):
+        found = [interval([figures(its, cot[seed])[i] - figures(cot[seed], its)[i]
+                           for seed, its in arms[arm].items()]) for arm in tested]
+        for arm, (middle, half, _), p in zip(tested, found, holm(found[0][2], found[1][2])):
+            row(arm, what, middle, f"{middle - half:.1f} to {middle + half:.1f}",
+                f"{p:.2g}" if what == "right" else "not tested")
+    print("\nWithout a verdict: percent right at 1 to 8 steps (distractors)")
+    curves = {}
+    for arm, n in itertools.product(arms, (2, 0)):
+        curves[arm, n] = [mean(percent(one.right for one in its.values() if one[2:] == (k, n))
+                               for its in arms[arm].values()) for k in range(1, 9)]
+        row(f"{arm} ({n})", *curves[arm, n])
+    return curves
+
+def plot(curves):    # right answers over steps
+    text = ('<svg xmlns="http://www.w3.org/2000/svg" width="640" height="330" font-size="12" '
+            'font-family="sans-serif"><path d="M50 10V290H470" fill="none" stroke="#888"/>'
+            '<text x="50" y="325">steps (dashed: without sentences that no step needs)</text>')
+    text += "".join(f'<text x="{60 * n - 14}" y="306">{n}</text>' for n in range(1, 9))
+    text += "".join(f'<text x="8" y="{294 - 2.8 * y}">{y} %</text>' for y in range(0, 101, 20))
+    for i, ((arm, n), shares) in enumerate(curves.items()):
+        color = f"hsl({i // 2 * 207 % 360} 75% 40%)"
+        line = " ".join(f"{60 * k - 10},{290 - 2.8 * y:.0f}" for k, y in enumerate(shares, 1))
+        text += (f'<polyline points="{line}" fill="none" stroke="{color}" stroke-width="2" '
+                 f'stroke-dasharray="{0 if n else 5}"/>'
+                 f'<text x="490" y="{20 + 10 * i}" fill="{color}">{arm if n else ""}</text>')
+    return text + "</svg>\n"
+
+if __name__ == "__main__":
+    what, file, *rest = sys.argv[1:]
+    if what == "steps":
+        print_steps(file, list(map(int, rest)))
+    else:
+        replace_file(Path(file), plot(print_scores(read_outcomes(rest))).encode())
