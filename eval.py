@@ -80,6 +80,7 @@ def make_header(args, students, problems):
             "trained_by": trained_by, "curves": curves}
 
 def sha256(data):
+    """16 digits are enough to tell two files apart."""
     return hashlib.sha256(data).hexdigest()[:16]
 
 def solve_batch(args, problems, students):
@@ -172,6 +173,7 @@ def stage(record):
     return "solver: wrong with gold subquestions"
 
 def is_right(record):
+    """Whether its answer is gold's."""
     return same_answer(record["answer"], record["problem"]["answer"])
 
 # ------------------------------------------------------------ scores: {section: {row: figure}}
@@ -285,6 +287,7 @@ def modified_precision(pairs, n):
     return sum((a & b).total() for a, b in counts), sum(a.total() for a, _ in counts)
 
 def ngrams(text, n):
+    """All runs of n words or marks."""
     words = re.findall(r"\w+|[^\w\s]", text)
     return list(zip(*(words[i:] for i in range(n))))
 

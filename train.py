@@ -321,11 +321,11 @@ def parse_args(argv=None):
     add("--resume", action="store_true", help="go on where the same command was interrupted")
     add("--steps", type=positive, help=f"optimizer steps (None: {N_EPOCHS} epochs; demo: 1,800)")
     add("--batch-tokens", type=positive, help="tokens of a micro-batch (None: 2,048; gpt2: 4,096)")
-    add("--learn-all", action="store_true", help="learn to write the context too, as the problem")
-    add("--accumulate", type=positive, default=1, help="micro-batches of a step, on every process")
+    add("--learn-all", action="store_true", help="learn to write the context, too")
+    add("--accumulate", type=positive, default=1, help="micro-batches per step and process")
     add("--lr", type=float,
         help="peak learning rate (None: 4e-3 from scratch, 1e-3 to go on from there; gpt2: 1e-4)")
-    add("--seed", type=int, default=0, help="of the initial weights and the order of the batches")
+    add("--seed", type=int, default=0, help="of initial weights and batch order")
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
     add("--dtype", default="auto", choices=("auto", "fp32", "bf16", "fp16"),
         help="of the matrix products (auto: on CUDA bf16 or fp16, else fp32); weights stay fp32")
@@ -363,8 +363,8 @@ def main(args):
     settings |= {"dtype": str(dtype), "processes": WORLD,
                  "examples": hashlib.sha256(repr(examples).encode()).hexdigest()}
     name, total = "+".join(map(run_name, args.dataset)), sum(map(length, examples))
-    print(f"{args.role} on {name}: {model.n_params():,} parameters, {device}, {dtype}, processes: "
-          f"{WORLD}\n{len(examples):,} dialogues, {total:,} tokens "
+    print(f"{args.role} on {name}: {model.n_params():,} parameters, {WORLD} x {device}, {dtype}\n"
+          f"{len(examples):,} dialogues, {total:,} tokens "
           f"({count_learned(examples) / total:.0%} learned), {args.steps:,} steps, "
           f"{args.steps / per_epoch:.1f} epochs", flush=True)
     model.info |= {"role": args.role, "dataset": name,
