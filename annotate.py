@@ -11,9 +11,9 @@ Writes  annotations/<dataset>-<mode>.jsonl            what is kept: the records,
         annotations/<dataset>-<mode>.replies.jsonl    every reply as it came; the other two are
                                                       made of these, or of a recording
 
-The teacher writes the dialogue in the very form that a student learns, so reading it is `segments`
-backwards. Nothing is guessed: a text that is not in the form is rejected. Only bold marks are left
-out, and steps that merely repeat a number of the problem.
+The teacher writes the very form that a student learns, so reading it is `segments` backwards. A
+text that is not in the form is rejected. Only bold marks, and steps that merely repeat a number of
+the problem, are left out.
 """
 
 import argparse
@@ -31,11 +31,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import requests
-from requests.exceptions import ProxyError, SSLError
 
-from data import (CALCULATION, DATASET_HELP, HERE, NUMBER, Problem, Step, calculate, clean,
-                  extract_answer, load_problems, positive, read_lines, read_toml, replace_file,
-                  run_name, same_answer, segments)
+from data import (CALCULATION, DATASET_HELP, DATASETS, HERE, NUMBER, Problem, Step, calculate,
+                  clean, extract_answer, load_problems, positive, read_lines, read_toml,
+                  replace_file, run_name, same_answer, segments)
 
 RECORDING = HERE / "students" / "demo-teacher.jsonl"    # a real teacher's replies about the demo
 OPENAI = "https://api.openai.com/v1"
@@ -44,6 +43,7 @@ TIMEOUT = 600       # seconds for one reply
 ATTEMPTS = 30       # of one request
 FIRST_WAIT = 1.0    # seconds before the second attempt, then twice as long each time, up to 60
 MAX_FAILURES = 3    # so many in a row end the run
+NO_SERVER = "NewConnectionError|NameResolutionError|SSLError|ProxyError"
 
 # ------------------------------------------------------------ the question
 
@@ -181,7 +181,7 @@ def judge_solutions(problem, steps, answers) -> list[Step]:
         if found or is_word:
             kept.append(step)
         # Else it may only repeat numbers of the problem, and is left out; never the last one.
-        elif step is steps[-1] or "=" in step.solution or not numbers or numbers - stated:
+        elif step is steps[-1] or not numbers or numbers - stated:
             raise Rejected(f"a solution without a calculation: {step.solution}")
     # The line with the answer may be missing where the last result is the answer.
     values = ["", *results, *answers]
@@ -192,9 +192,15 @@ def judge_solutions(problem, steps, answers) -> list[Step]:
         raise Rejected(f"an answer that no step has found: {answer}")
     return kept
 
-ARITHMETIC = " \t0123456789.,+-*/^()%$=×÷−"    # what a calculation may consist of
-# Arithmetic outside of annotations: an equals sign, or an operator between two numbers
-EQUATION = re.compile(r"=|[\d)]\s*[+*×÷^√]\s*[\d(]|[\d)]\s+[-−/]\s+[\d(]")
+# A calculation as the data writes it, with all arithmetic before it, so that it is not cut out of a
+# larger equation
+WRITTEN = re.compile(rf"""
+    (?<!\S)([-\d\s.,+*/^()%$=×÷−]{{0,200}})    # 3*4 = at the beginning, or after white space
+    <<([^<>=]*)=([^<>=]*)>>                    # <<3*4=12>>
+    \$?(-?{NUMBER})                            # 12, where the arithmetic does not go on
+    (?!\s*[*/+^=×÷]|\s+[-−][ ]*\d)""", re.VERBOSE)
+# Other arithmetic: an equals sign, an operator before a number, or - and / between two numbers
+EQUATION = re.compile(r"=|[+*×÷^√]\s*[\d(]|[\d)]\s+[-−/]\s+[\d(]")
 
 def check_calculations(solution: str) -> list[str]:
     """
@@ -204,27 +210,24 @@ def check_calculations(solution: str) -> list[str]:
     >>> check_calculations("They have 3*4 = $<<3*4=12>>12 and 12-5 = <<12-5=7>>7 left.")
     ['12', '7']
     """
-    results, others, end = [], "", 0    # others: the text between the calculations
-    for match in CALCULATION.finditer(solution):
-        expression, result = match[1].strip(), match[2].strip()
+    results = []
+    for before, expression, result, after in WRITTEN.findall(solution):
+        result = result.strip()
         # It may be rounded, but then it is right to its last digit: 10/3=3.33, not 10/3=3.
-        error, n_decimals = calculate(f"({expression})-({result})"), len(result.partition(".")[2])
+        n_decimals = len(result.partition(".")[2])
         tolerance = 0.500001 / 10**n_decimals if n_decimals else 0
+        error = calculate(f"({expression})-({result})")
         if not (calculate(expression) and error) or abs(float(error)) > tolerance:
             raise Rejected(f"false arithmetic: {expression}={result}")
-        # All arithmetic before it counts, so that it is not cut out of a larger equation.
-        words = solution[end:match.start()].rstrip(ARITHMETIC)
-        before = solution[end + len(words):match.start()]
-        # It begins the text or follows white space: √9*2 = <<9*2=18>>18 does not.
-        begins = not (words or end) or before.lstrip(".,")[:1].isspace()
-        before, same = (re.sub(r"[\s$]", "", text).lstrip(".,") for text in (before, expression))
-        after = re.match(rf"\$?(-?{NUMBER})(?!\s*[*/+^=×÷]|\s+[-−] *\d)", solution[match.end():])
-        if not begins or before != f"{same}=" or not after or after[1] != result:
+        before, same = (re.sub(r"[\s$]", "", text) for text in (before, expression))
+        if before != f"{same}=" or after != result:
             raise Rejected(f"an annotation that does not fit its text: {solution}")
         if re.search(r"[\d)%]\s*[-+*/×÷−]", expression):    # not so in <<5=5>>
             results.append(result)
-        others, end = f"{others} {words}", match.end() + after.end()
-    if results and EQUATION.search(f"{others} {solution[end:]}"):
+    rest = WRITTEN.sub("0", solution)
+    if "<<" in rest:
+        raise Rejected(f"an annotation that does not fit its text: {solution}")
+    if EQUATION.search(rest):
         raise Rejected(f"arithmetic outside of an annotation: {solution}")
     return results
 
@@ -255,7 +258,7 @@ def find_numbers(text: str) -> set[str]:
 # ------------------------------------------------------------ asking
 
 class Refused(Exception):
-    """A server's answer that is no reply, or a reply that could not be had. The text says why."""
+    """No reply to a problem could be had. The text says why, in the server's words."""
 
 class Replies:
     """The replies on disk, and the server that is asked for those that are missing."""
@@ -263,116 +266,105 @@ class Replies:
     def __init__(self, path, args):
         self.path, self.args = path, args
         self.lock, self.stopping, self.n_failures = threading.Lock(), threading.Event(), 0
-        if path.exists() and not args.replay:
-            mend_end(path)
-        self.rows = read_lines(path, read_row) if path.exists() or args.replay else []
-        self.on_disk = {self.key(row): row for row in self.rows}
+        names = ["id", "sample", "problem_sha256", "messages_sha256", "request_sha256", "teacher"]
+        self.names = names[:3] if args.replay else names    # a recording takes any prompt
+        rows = read_lines(path, read_row) if path.exists() or args.replay else []
+        if rows and not args.replay and not path.read_bytes().endswith(b"\n"):
+            with open(path, "a") as file:
+                file.write("\n")    # where a kill has torn the last row
+        self.rows = {self.key(row): row for row in rows if row}
         self.usage = Counter()    # tokens by their kind
-        for row in self.rows:
+        for row in self.rows.values():
             self.count(row["reply"])
 
     def key(self, row) -> tuple:
         """What a reply on disk has in common with the one that is wanted."""
-        names = ["id", "sample", "problem_sha256"]
-        if not self.args.replay:    # a recording takes any prompt
-            names += ["messages_sha256", "request_sha256", "teacher"]
-        return tuple(str(row.get(name)) for name in names)
+        return tuple(str(row.get(name)) for name in self.names)
+
+    def count(self, reply):
+        usage = reply.get("usage")
+        if isinstance(usage, dict):
+            with self.lock:
+                self.usage.update({kind: n for kind, n in usage.items() if type(n) is int})
 
     def get(self, problem, messages, sample) -> dict | None:
         """A row: one on disk, or what the server says now, put on disk. None: none is recorded."""
-        args, body = self.args, make_body(self.args, messages, sample)
+        args = self.args
         row = {"id": problem.id, "sample": sample, "problem_sha256": sha16(problem.problem),
                "messages_sha256": sha16(json.dumps(messages)),
                "request_sha256": sha16(json.dumps([args.base_url, make_body(args, [])])),
                "teacher": args.teacher}
-        if self.key(row) in self.on_disk or args.replay:
-            return self.on_disk.get(self.key(row))
+        key = self.key(row)
+        if key in self.rows or args.replay:
+            return self.rows.get(key)
         try:
-            row["reply"] = self.ask(body)
-            with self.lock, open(self.path, "ab") as file:
-                file.write(to_line(row))
+            row["reply"] = self.ask(make_body(args, messages, sample))
+            with self.lock, open(self.path, "a") as file:
+                file.write(json.dumps(row) + "\n")
         except (Refused, OSError) as error:
             self.n_failures += 1
             if self.n_failures >= MAX_FAILURES or isinstance(error, OSError):    # a full disk
                 self.stopping.set()
             raise
         self.n_failures = 0
-        self.rows.append(row)
+        self.rows[key] = row
         return row
 
     def ask(self, body) -> dict:
         """The server's reply, with text in it. While the server is busy, it is asked again."""
-        key = os.environ.get("OPENAI_API_KEY", "").strip()
-        headers = {"Authorization": f"Bearer {key}"} if key else {}
-        wait, error = 0, ""
+        args, wait, error = self.args, 0, ""
+        headers = {"Authorization": f"Bearer {args.key}"} if args.key else {}
         for attempt in range(ATTEMPTS):
             if wait >= 8:
                 print(f"{error[:60]}: the next attempt in {wait:.0f} s", file=sys.stderr)
             if self.stopping.wait(wait):
                 raise Refused("not asked, since the run has stopped")
-            wait = min(60, FIRST_WAIT * 2**attempt) * random.uniform(1, 2)
             try:    # with `auth`, a password in ~/.netrc does not take the place of the key
                 response = requests.post(
-                    f"{self.args.base_url}/chat/completions", json=body, headers=headers,
+                    f"{args.base_url}/chat/completions", json=body, headers=headers,
                     timeout=(10, TIMEOUT), auth=lambda request: request, allow_redirects=False)
+                status, named = response.status_code, response.headers.get("Retry-After", "")
+                text = f"{status} {response.content.decode(errors='replace')}"
+                if "Location" in response.headers:
+                    text = f"{status} moved: name {response.headers['Location']} in --base-url"
             except (requests.RequestException, ValueError) as cause:
-                error = hide(f"{type(cause).__name__}: {cause}", key)
-                if cannot_pass(cause):
-                    error = f"no server at {self.args.base_url} (is --base-url right?): {error}"
-                    self.stopping.set()
-                    break
-                continue
-            status, place = response.status_code, response.headers.get("Location", "")
-            moved = f"moved to {place} (name that in --base-url)" if place else ""
-            error = hide(f"{status} {moved}{response.content.decode(errors='replace')}", key)
+                status, named, text = 0, "", f"{type(cause).__name__}: {cause}"
+                if isinstance(cause, ValueError) or re.search(NO_SERVER, text):
+                    text = f"no server (is --base-url right?): {text}"
+            error = clean(text.replace(args.key or "\0", "***"))[:300]
             if status == 200:
-                return self.check(response.content, error)
-            if "insufficient_quota" in error:
+                reply = read_body(response.content)
+                self.count(reply)    # what was paid, whatever came of it
+                if read_text(reply):
+                    return reply
+            if text.startswith("no server") or "insufficient_quota" in text:
                 self.stopping.set()
-            elif status in (408, 409, 429) or status >= 500:
-                named = response.headers.get("Retry-After", "")
-                if re.fullmatch("[1-5]?[0-9]|60", named) and int(named):    # seconds
-                    wait = int(named) * random.uniform(1, 2)
-                continue
-            break
+                break
+            if status not in (0, 408, 409, 429) and status < 500:
+                break
+            seconds = re.fullmatch("[1-9]|[1-5][0-9]|60", named)    # else it is ignored
+            wait = int(named) if seconds else min(60, FIRST_WAIT * 2**attempt)
+            wait *= random.uniform(1, 2)
         raise Refused(error)
 
-    def check(self, content, error) -> dict:
-        """The reply in a body, if it is JSON with text in it. What was paid is counted anyhow."""
-        try:
-            reply = json.loads(content)    # UTF-8, whatever the header says
-        except (ValueError, RecursionError):
-            reply = None
-        self.count(reply)
-        if not read_text(reply):
-            raise Refused(error)
-        return reply
-
-    def count(self, reply):
-        usage = reply.get("usage") if isinstance(reply, dict) else None
-        if isinstance(usage, dict):
-            with self.lock:
-                self.usage.update({kind: n for kind, n in usage.items() if type(n) is int})
-
-def mend_end(path):
-    """Remove a last line that a kill has torn; if it is whole, give it the end that it lacks."""
-    data = path.read_bytes()
-    tail = data[data.rfind(b"\n") + 1:]
+def read_body(content) -> dict:
+    """The JSON object in a body, which is UTF-8 whatever the header says; {} if there is none."""
     try:
-        end = tail and json.dumps(json.loads(tail)).encode() + b"\n"
-    except (ValueError, RecursionError):
-        end = b""
-    if tail:
-        replace_file(path, data.removesuffix(tail), end)
+        return {} | json.loads(content)
+    except (ValueError, TypeError, RecursionError):
+        return {}
 
-def cannot_pass(error) -> bool:
-    """Whether waiting cannot help: an address that is none, no such host, nobody who listens."""
-    return isinstance(error, (ValueError, SSLError, ProxyError)) or any(
-        name in str(error) for name in ("NewConnectionError", "NameResolutionError"))
-
-def hide(text: str, key: str) -> str:
-    """The beginning of a text in one line, without the key."""
-    return clean(text.replace(key or "\0", "***"))[:300]
+def read_row(line) -> dict | None:
+    """A row of replies; None if it is torn: its problem is asked about again."""
+    try:
+        row = {"teacher": "unknown"} | json.loads(line)    # a TypeError if it is no object
+    except ValueError:
+        return None
+    texts = row.get("id"), row["teacher"], read_text(row.get("reply"))
+    if not all(type(text) is str and text for text in texts):
+        raise ValueError("a row of replies has an id, and a reply with text")
+    "".join(texts).encode()    # fails for half of a surrogate pair
+    return row
 
 def make_body(args, messages, sample=0) -> dict:
     """The JSON of a request. The first sample is greedy."""
@@ -383,9 +375,6 @@ def make_body(args, messages, sample=0) -> dict:
 def sha16(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
-def to_line(row: dict) -> bytes:
-    return (json.dumps(row) + "\n").encode()
-
 # ------------------------------------------------------------ the run
 
 def annotate(problem, replies, args):
@@ -393,15 +382,15 @@ def annotate(problem, replies, args):
     rejected, messages = [], make_messages(problem, args.mode, args.dataset)
     for sample in range(args.tries):
         row = replies.get(problem, messages, sample)
-        if row is None and sample == 0:
-            raise Refused("the recording is about another text of this problem")
-        if row is None:
+        if row is None:    # the recording holds no more
             break
         try:
             return judge(problem, row["reply"], args.mode, row["teacher"]), rejected
         except Rejected as error:
             rejected.append({"id": problem.id, "sample": sample, "reason": str(error),
                              "text": read_text(row["reply"])})
+    if not rejected:
+        raise Refused("the recording holds no reply to this text")
     return None, rejected
 
 def annotate_all(problems, replies, args):
@@ -409,8 +398,8 @@ def annotate_all(problems, replies, args):
     kept, rejected, missing, start, n = {}, [], [], time.time(), 0
     pool = ThreadPoolExecutor(args.workers)
     # Another order in each run, so that no few problems can stop it again and again
-    futures = {pool.submit(annotate, problem, replies, args): problem
-               for problem in random.sample(problems, len(problems))}
+    futures = [pool.submit(annotate, problem, replies, args)
+               for problem in random.sample(problems, len(problems))]
     try:
         for n, future in enumerate(as_completed(futures), 1):
             try:
@@ -432,14 +421,15 @@ def annotate_all(problems, replies, args):
         pool.shutdown(wait=False, cancel_futures=True)
     return kept, rejected, missing
 
-def free_path(out: Path, lines: list[bytes]) -> Path:
-    """`out`, or out.2, ..., where a file is there that holds more than these lines."""
-    n, path = 1, out
-    while path.exists() and not set(path.read_bytes().splitlines(True)) <= set(lines):
+def write_lines(out: Path, lines: list[str]) -> Path:
+    """Write a file, or name.2, ... beside a file that holds other lines. Returns its path."""
+    n, path, chunks = 1, out, [line.encode() + b"\n" for line in lines]
+    while path.exists() and not set(path.read_bytes().splitlines(True)) <= set(chunks):
         n += 1
-        path = out.with_name(f"{out.name.removesuffix('.jsonl')}.{n}.jsonl")
+        path = out.with_suffix(f".{n}.jsonl")
     if path != out:
         print(f"{out} holds other records. It stays as it is.")
+    replace_file(path, *chunks)
     return path
 
 # ------------------------------------------------------------ the command
@@ -447,9 +437,6 @@ def free_path(out: Path, lines: list[bytes]) -> Path:
 def server_url(text):
     url = (text if "://" in text else f"http://{text}").rstrip("/")
     return url if re.search("://.*/", url) else f"{url}/v1"    # a bare host
-
-def json_object(text):
-    return {} | json.loads(text)
 
 def parse_args(argv=None):
     parser = argparse.ArgumentParser(
@@ -462,68 +449,54 @@ def parse_args(argv=None):
         help="what the teacher writes; socratic-gt: what the record lacks; cot: solutions only")
     add("--teacher", metavar="NAME", help="the model to ask, as its server calls it")
     add("--base-url", type=server_url, default=OPENAI, help="an OpenAI-compatible chat server")
-    add("--body", type=json_object, default="{}", metavar="JSON",
+    add("--body", type=lambda text: {} | json.loads(text), default="{}", metavar="JSON",
         help="merged into every request; null removes a field")
     add("--workers", type=positive, default=8, help="requests at a time")
     add("--tries", type=positive, default=3,
         help="replies to a problem until one is kept; the first is greedy, the others are drawn")
     add("--replay", metavar="FILE", help="ask nothing; take the replies of an earlier run")
     add("--out", metavar="FILE", help="where to write (None: annotations/<dataset>-<mode>.jsonl)")
-    return parser.parse_args(argv)
-
-def read_row(line) -> dict:
-    row = {"teacher": "unknown"} | json.loads(line)    # a TypeError if it is no object
-    if type(row.get("id")) is not str or not read_text(row.get("reply")):
-        raise ValueError("a row of a recording must have an id, and a reply with text")
-    row["teacher"] = clean(str(row["teacher"]).encode("utf-8", "replace").decode())
-    return row
+    args = parser.parse_args(argv)
+    args.key = os.environ.get("OPENAI_API_KEY", "").strip()
+    return args
 
 def main(args):
     """The exit status: 1 where problems are missing."""
     name = run_name(args.dataset)
     if not (args.replay or args.teacher):
         if (name, args.mode, args.base_url) != ("demo", "socratic", OPENAI):
-            raise SystemExit("Which teacher? Name the model as its server does: --teacher NAME\n"
-                             "  The recorded one has seen demo problems only, in mode socratic.")
+            raise SystemExit("Which teacher? Name the model as its server does: --teacher NAME")
         args.replay = RECORDING
-    is_file = args.dataset.endswith((".jsonl", ".gz"))
+    split = "train" if args.dataset in DATASETS else "all"    # all of one's own file
     limit = args.limit or (40 if name == "demo" else None)
-    problems = [problem for problem in load_problems(
-        args.dataset, "all" if is_file else "train", limit) if problem.answer]    # else no judge
+    problems = [problem for problem in load_problems(args.dataset, split, limit)
+                if problem.answer]    # else no reply can be judged
+    if not problems:
+        raise SystemExit(f"{args.dataset} holds no problem with an answer.")
     out = Path(args.out or f"annotations/{name}-{args.mode}.jsonl").expanduser()
-    files = [out, beside(out, "rejected"), beside(out, "replies")]
-    is_read = Path(args.dataset).resolve() in [path.resolve() for path in files[1:]]
-    if out.suffix != ".jsonl" or out.is_dir() or is_read:
-        raise SystemExit(f"--out {out}: name a file that ends in .jsonl, and no input file")
-    replies = Replies(Path(args.replay or files[2]), args)
-    if args.replay:    # it may be about some of the problems only
-        seen = {row["id"] for row in replies.rows}
-        problems = [problem for problem in problems if problem.id in seen]
-    elif not re.fullmatch("[!-~]+" if args.base_url == OPENAI else "[!-~]*",
-                          os.environ.get("OPENAI_API_KEY", "").strip()):
+    if out.suffix != ".jsonl" or out.is_dir():
+        raise SystemExit(f"--out {out}: name a file that ends in .jsonl")
+    valid = "[!-~]+" if args.base_url == OPENAI else "[!-~]*"
+    if not args.replay and not re.fullmatch(valid, args.key):
         raise SystemExit("The environment variable OPENAI_API_KEY is empty or holds no valid key.")
+    replies = Replies(Path(args.replay or out.with_suffix(".replies.jsonl")), args)
     out.parent.mkdir(parents=True, exist_ok=True)
     kept, rejected, missing = annotate_all(problems, replies, args)
 
-    lines = [kept[problem.id].to_json().encode() + b"\n" for problem in problems
-             if problem.id in kept]
-    out = free_path(out, lines)
-    replace_file(out, *lines)
-    replace_file(beside(out, "rejected"), *map(to_line, rejected))
-    print(f"{len(kept):,} of {len(problems):,} problems are kept: {out}")
+    records = [kept[problem.id].to_json() for problem in problems if problem.id in kept]
+    path = write_lines(out, records)
+    write_lines(out.with_suffix(".rejected.jsonl"), list(map(json.dumps, rejected)))
+    print(f"{len(kept):,} of {len(problems):,} problems are kept: {path}")
     for reason, n in Counter(row["reason"].partition(":")[0] for row in rejected).most_common():
         print(f"{n:8,} replies rejected: {reason}")
     for reason, n in Counter(missing).most_common():
         print(f"{n:8,} problems missing: {reason}")
-    print(f"{len(replies.rows):,} replies, {replies.usage['prompt_tokens']:,} prompt tokens, "
-          f"{replies.usage['completion_tokens']:,} reply tokens")
-    if missing:
+    n_in, n_out = replies.usage["prompt_tokens"], replies.usage["completion_tokens"]
+    print(f"{len(replies.rows):,} replies, {n_in:,} prompt tokens, {n_out:,} reply tokens: "
+          f"{n_in / len(problems):,.0f} and {n_out / len(problems):,.0f} for each problem")
+    if missing and not args.replay:
         print("The same command asks again for what is missing.")
     return 1 if missing else 0
-
-def beside(out: Path, what: str) -> Path:
-    """annotations/demo-cot.replies.jsonl, beside annotations/demo-cot.jsonl."""
-    return out.with_name(f"{out.name.removesuffix('.jsonl')}.{what}.jsonl")
 
 if __name__ == "__main__":
     sys.stdout.reconfigure(errors="replace")    # a console that lacks a letter shows "?"

@@ -13,8 +13,6 @@ A solved problem is a dialogue. This text is all that the models ever see:
     Solution: There are 12-5 = <<12-5=7>>7 pens left.
     Answer: 7
 
-A role says who reads and who learns to write which part of it; see `segments`.
-
 Reads   students/demo.jsonl.gz, your own FILE.jsonl or FILE.jsonl.gz, and the authors' files in
         data/ or the folder SOCRATIC_DATA (downloaded once)
 """
@@ -36,7 +34,7 @@ import zlib
 from collections import Counter
 from dataclasses import asdict, dataclass, field, replace
 from fractions import Fraction
-from functools import cache, lru_cache
+from functools import cache
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -85,12 +83,11 @@ class Problem:
             raise ValueError(f"missing keys: {missing}, unknown keys: {unknown}")
         steps = [Step(**step) for step in record.get("steps", [])]
         problem = cls(**record | {"steps": steps, "answer": read_gold(record["answer"])})
-        texts = [problem.id, problem.problem, problem.source, *problem.evidence]
+        texts = [problem.id, problem.problem, problem.source] + problem.evidence
         texts += [text for step in steps for text in (step.question, step.solution)]
         wrong = [text for text in texts if type(text) is not str]
-        are_lists = all(type(record.get(key, [])) is list for key in ("steps", "evidence"))
-        if wrong or not problem.problem.strip() or not are_lists:
-            raise ValueError(f"not a text: {wrong}; or no problem; or steps that are not a list")
+        if wrong or not problem.problem.strip():
+            raise ValueError(f"not a text: {wrong}, or an empty problem")
         "".join(texts).encode()    # fails for half of a surrogate pair
         return problem
 
@@ -108,15 +105,13 @@ def read_gold(answer) -> str:
     return value
 
 def read_lines(path, parse=json.loads) -> list:
-    """
-    `parse(line)` of every line of a file that is not blank; "-" is the standard input. A broken
-    line ends the program with `file:line: reason`.
-    """
+    """`parse(line)` of every line that is not blank; "-" is the standard input."""
     values, n = [], 0
     try:
         opener = gzip.open if str(path).endswith(".gz") else open
         with sys.stdin.buffer if path == "-" else opener(path, "rb") as file:
-            for n, line in enumerate(file, 1):    # noqa: B007 (the error below names n)
+            for line in file:
+                n += 1
                 if line.strip():
                     values.append(parse(line.decode("utf-8-sig")))    # without a byte order mark
     except (OSError, EOFError, zlib.error) as error:    # not there, not readable, a .gz cut off
@@ -209,11 +204,9 @@ def tokenize(text: str, tokenizer) -> list[int]:
     return [token for piece in pieces for token in tokenizer.encode_ordinary(piece)]
 
 def show(parts: list[Segment]) -> str:
-    """The dialogue with its learned parts marked: green on a terminal, ‹like this› elsewhere."""
-    is_green = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
-    start, stop = ("\033[32m", "\033[0m") if is_green else ("‹", "›")
-    text = "".join(f"{start}{part.text}{stop}" if part.learned else part.text for part in parts)
-    return text.replace(f"{stop}{start}", "").replace(f"\n{stop}", f"{stop}\n")
+    """The dialogue with its learned parts marked ‹like this›."""
+    text = "".join(f"‹{part.text}›" if part.learned else part.text for part in parts)
+    return text.replace("›‹", "").replace("\n›", "›\n")
 
 # ------------------------------------------------------------ arithmetic
 
@@ -221,7 +214,7 @@ NUMBER = r"(?:[0-9]+(?:,[0-9]{3})*(?:\.[0-9]+)?|\.[0-9]+)"
 OPERATORS = {ast.Add: op.add, ast.Sub: op.sub, ast.Mult: op.mul, ast.Div: op.truediv}
 CALCULATION = re.compile(r"<<([^<>=]*)=([^<>=]*)>>")    # the data's annotations, <<3*4=12>>
 
-@lru_cache(1 << 16)    # most answers of a data set occur many times
+@cache    # most answers of a data set occur many times
 def calculate(expression: str) -> str | None:
     """
     The value of an arithmetic expression as the data writes it, or None if it is not arithmetic.
@@ -385,9 +378,8 @@ def run_name(dataset: str) -> str:
         return dataset
     name = Path(dataset).name.removesuffix(".gz").removesuffix(".jsonl")
     if not dataset.endswith((".jsonl", ".jsonl.gz")) or name in DATASETS:
-        raise SystemExit(
-            f"Unknown data set {dataset!r}. There are: {', '.join(DATASETS)},\nor a path that ends "
-            "in .jsonl or .jsonl.gz (not the name of a built-in data set)")
+        raise SystemExit(f"Unknown data set {dataset!r}. There are: {', '.join(DATASETS)}\n"
+                         "or your own FILE.jsonl or .jsonl.gz (not with the name of one of these)")
     return name
 
 def splits_of(dataset) -> tuple:
@@ -405,8 +397,10 @@ def load_file(path, split) -> list[Problem]:
         if n > 1:
             raise SystemExit(f"{path}: the id {name!r} occurs {n} times")
     named = [re.search("-(train|valid|test|long)-", problem.id) for problem in problems]
-    splits = ([match[1] for match in named] if all(named)
-              else [split_of(problem.problem) for problem in problems])
+    if all(named):
+        splits = [match[1] for match in named]
+    else:
+        splits = [split_of(problem.problem) for problem in problems]
     return [problem for problem, its in zip(problems, splits) if split in ("all", its)]
 
 def load_gsm8k(split) -> list[Problem]:
@@ -416,8 +410,7 @@ def load_gsm8k(split) -> list[Problem]:
     for n, row in enumerate(read_lines(find_file(f"gsm8k/{part}_socratic.jsonl"))):
         *lines, answer = row["answer"].split("\n")
         steps = [Step(*line.split(" ** ")) for line in lines]
-        answer = answer.removeprefix("#### ").replace(",", "")
-        problems.append(Problem(f"gsm8k-{part}-{n}", row["question"], steps, answer))
+        problems.append(Problem(f"gsm8k-{part}-{n}", row["question"], steps, read_gold(answer)))
     return {"train": problems[:-512], "valid": problems[-512:], "test": problems}[split]
 
 def load_svamp(split) -> list[Problem]:
@@ -487,21 +480,24 @@ def parse_args(argv=None):
     add("--role", choices=ROLES, help="show this role only (None: all)")
     return parser.parse_args(argv)
 
-def print_counts(name, problems):
-    """How many problems there are, by their number of steps, and which arithmetic is false."""
-    counts = sorted(Counter(len(problem.steps) for problem in problems).items())
-    by_steps = " ".join(f"{n}:{count:,}" for n, count in counts)
-    print(f"{name:12s} {len(problems):6,} problems | by steps: {by_steps}", flush=True)
-    false = [f"{problem.id}: {left}={right}" for problem in problems for step in problem.steps
-             for left, right in CALCULATION.findall(step.solution)
-             if not same_answer(calculate(left), right)]
-    if false:
-        print(f"{'':12s} {len(false):6,} calculations are false, the first one in {false[0]}")
+def false_calculations(problems) -> list[str]:
+    """Where an annotation is false: "mine-7: 3*4=13"."""
+    found = []
+    for problem in problems:
+        text = " ".join(step.solution for step in problem.steps)
+        found += [f"{problem.id}: {left}={right}" for left, right in CALCULATION.findall(text)
+                  if not same_answer(calculate(left), right)]
+    return found
 
 def main(args):
     splits = {split: load_problems(args.dataset, split) for split in splits_of(args.dataset)}
     for split, problems in splits.items():
-        print_counts(f"{run_name(args.dataset)}/{split}", problems)
+        counts = sorted(Counter(len(problem.steps) for problem in problems).items())
+        by_steps = " ".join(f"{n}:{count:,}" for n, count in counts)
+        print(f"{run_name(args.dataset)}/{split:5s} {len(problems):6,} problems | "
+              f"by steps: {by_steps}")
+        if false := false_calculations(problems):
+            print(f"  {len(false):,} calculations are false, the first one in {false[0]}")
     problems, tokenizer = splits["train"], get_tokenizer("tiny")
     for role in [args.role] if args.role else ROLES:
         fits = [segments(problem, role) for problem in problems if can_learn(problem, role)]

@@ -29,7 +29,7 @@ from pathlib import Path
 
 from data import (DATASET_HELP, Problem, Step, clean, load_problems, positive, read_lines,
                   read_toml, replace_file, run_name, same_answer)
-from infer import TEMPERATURE, add_student_flags, chunks, load_students, solve
+from infer import TEMPERATURE, Dialogue, Turn, add_student_flags, chunks, load_students, solve
 
 # ------------------------------------------------------------ predictions: one record per dialogue
 
@@ -68,33 +68,33 @@ def make_header(args, students, problems):
     settings = {"dataset": run_name(args.dataset)} | {flag: getattr(args, flag) for flag in flags}
     texts = "\n".join(problem.to_json() for problem in problems)
     settings |= {"n": len(problems), "problems_sha256": sha256(texts.encode())}
-    curves = {}
+    trained_by, curves = {}, {}
     for role, student in students.items():
+        folder = Path(student.folder)
         settings["device"] = student.model.wte.weight.device.type
-        settings[f"{role}_sha256"] = sha256(Path(student.folder, "model.safetensors").read_bytes())
-        log = Path(student.folder, "log.jsonl")
-        curves[role] = [(line["step"], line["loss"]) for line in read_lines(log) if "loss" in line
-                        ] if log.exists() else []
+        settings[f"{role}_sha256"] = sha256((folder / "model.safetensors").read_bytes())
+        trained_by[role] = student.model.info.get("command")
+        log = read_lines(folder / "log.jsonl") if (folder / "log.jsonl").exists() else []
+        curves[role] = [(line["step"], line["loss"]) for line in log if "loss" in line]
     return {"settings": settings, "command": shlex.join(["python", "eval.py", *sys.argv[1:]]),
-            "trained_by": {role: student.model.info.get("command")
-                           for role, student in students.items()}, "curves": curves}
+            "trained_by": trained_by, "curves": curves}
 
 def sha256(data):
+    """16 digits are enough to tell two files apart."""
     return hashlib.sha256(data).hexdigest()[:16]
 
 def solve_batch(args, problems, students):
     """A record a problem: its dialogue, and the answers with an oracle (see `oracles`)."""
-    def run(problems, **options):
-        options = {"calculator": args.calculator} | options
-        return solve(problems, students, args.method, args.batch_size, **options)
+    def run(problems, calculator=args.calculator, **options):
+        return solve(problems, students, args.method, args.batch_size, calculator=calculator,
+                     **options)
 
     dialogues = run(problems, n_samples=args.samples)
     records = [asdict(dialogue) | {"oracles": {}} for dialogue in dialogues]
-    if args.diagnose:
-        for name, chosen, options in oracles(args, problems, dialogues):
-            answered = run([problems[i] for i in chosen], **options) if chosen else []
-            for i, dialogue in zip(chosen, answered):
-                records[i]["oracles"][name] = dialogue.answer
+    for name, chosen, options in oracles(args, problems, dialogues) if args.diagnose else ():
+        answered = run([problems[i] for i in chosen], **options) if chosen else []
+        for i, dialogue in zip(chosen, answered):
+            records[i]["oracles"][name] = dialogue.answer
     return records
 
 def read_run(path):
@@ -111,17 +111,19 @@ def read_row(line):
         curves = {role: [(float(step), float(loss)) for step, loss in points]
                   for role, points in dict(row.get("curves", {})).items()}
         return {"command": ""} | row | {"settings": {} | row["settings"], "curves": curves}
-    lacks = {"problem", "turns", "answer", "answers", "ended", "oracles"} - row.keys()
-    if lacks:
-        raise ValueError(f"not a dialogue of eval.py: {', '.join(sorted(lacks))} are missing")
-    row["problem"] = asdict(Problem.from_json(json.dumps(row["problem"])))
+    if row.keys() != {*Dialogue.__dataclass_fields__, "oracles"}:
+        raise ValueError("not a dialogue of eval.py: a key is missing, or there is another one")
+    oracles = {} | row.pop("oracles")
+    row["problem"] = Problem.from_json(json.dumps(row["problem"]))
+    row["turns"] = turns = [Turn(**turn) for turn in row["turns"]]
     row["answers"] = list(row["answers"])
-    answers = [row["answer"], *row["answers"], *({} | row["oracles"]).values()]
-    texts = [row["ended"]] + [answer for answer in answers if answer is not None]
-    texts += [({} | turn).get(key) for turn in row["turns"] for key in ("kind", "text")]
+    dialogue = Dialogue(**row)
+    texts = [text for turn in turns for text in (turn.kind, turn.text)] + [dialogue.ended]
+    answers = [dialogue.answer, *dialogue.answers, *oracles.values()]
+    texts += [answer for answer in answers if answer is not None]
     if any(type(text) is not str for text in texts):
         raise ValueError("not a dialogue of eval.py: a field that should be a text is none")
-    return row
+    return asdict(dialogue) | {"oracles": oracles}
 
 # ------------------------------------------------------------ where did it break?
 
@@ -171,6 +173,7 @@ def stage(record):
     return "solver: wrong with gold subquestions"
 
 def is_right(record):
+    """Whether its answer is gold's."""
     return same_answer(record["answer"], record["problem"]["answer"])
 
 # ------------------------------------------------------------ scores: {section: {row: figure}}
@@ -284,6 +287,7 @@ def modified_precision(pairs, n):
     return sum((a & b).total() for a, b in counts), sum(a.total() for a, _ in counts)
 
 def ngrams(text, n):
+    """All runs of n words or marks."""
     words = re.findall(r"\w+|[^\w\s]", text)
     return list(zip(*(words[i:] for i in range(n))))
 
@@ -318,20 +322,18 @@ def compare(path_a, path_b):
 # ------------------------------------------------------------ the report, a static page
 
 def page(header, records, scores):
-    """The report (its beginning is in students/report.toml). Every text in it is escaped."""
+    """The report. Its parts are in students/report.toml; every text in it is escaped."""
     table = read_toml("report.toml")
     settings = ", ".join(f"{key} {value}" for key, value in header["settings"].items())
     about = html.escape(f"{header['command']}\n{settings}")
     text = f"{table['head']}<p>{about}</p><table>"
     for section, rows in scores.items():
-        text += (f'<tr><th colspan="2">{html.escape(section)}'
-                 '<th><div class="scale"><i>0 %</i><i>50 %</i><i>100 %</i></div>')
+        text += table["section"].format(html.escape(section))
         for row, figure in rows.items():
-            left, width = figure["low"], figure["high"] - figure["low"]
-            text += (f"<tr><td>{html.escape(row)}<td>{describe(figure)}<td><div class=track>"
-                     f'<i style="left:{left:.1%};width:{width:.1%}"></i>'
-                     f'<b style="left:{figure["right"] / figure["n"]:.1%}"></b></div>'
-                     f"<td>{table['notes'].get(row, '')}")
+            text += table["row"].format(
+                row=html.escape(row), words=describe(figure), share=figure["right"] / figure["n"],
+                low=figure["low"], width=figure["high"] - figure["low"],
+                note=table["notes"].get(row, ""))
     text += "</table>" + "".join(curve(role, line) for role, line in header["curves"].items())
     groups = {}
     for record in records:
@@ -361,13 +363,8 @@ def curve(role, points):
     last, low, high = points[-1][0], min(y for _, y in points), max(y for _, y in points)
     line = " ".join(f"{60 + 500 * step / last:.1f},{10 + 120 * (high - y) / (high - low or 1):.1f}"
                     for step, y in points)
-    return (f"\n<h3>training the {html.escape(role)}</h3><svg width=600 height=170 font-size=12>"
-            f'<polyline points="{line}" fill="none" stroke="#0a62a8"/>'
-            '<path d="M60 5V135H565" fill="none" stroke="#888"/>'
-            f"<text x=5 y=15>{math.exp(high):.2f}</text><text x=5 y=133>{math.exp(low):.3f}</text>"
-            f"<text x=5 y=75>loss</text><text x=60 y=152>0</text>"
-            f"<text x=530 y=152>{last:,.0f}</text>"
-            "<text x=200 y=166>step (loss: nats per learned token)</text></svg>")
+    return read_toml("report.toml")["curve"].format(
+        role=html.escape(role), points=line, last=last, low=math.exp(low), high=math.exp(high))
 
 # ------------------------------------------------------------ the command
 

@@ -125,8 +125,7 @@ class GPT(nn.Module):
     def forward(self, ids, wanted=None):
         """
         Logits (B, T, V) of ids (B, T); with a mask `wanted` (B, T) only those of its N true
-        positions (N, V). The vocabulary product is a third of GPT-2's work, and in training most
-        positions are context whose logits nobody reads.
+        positions (N, V). In training most are context, and logits are a third of GPT-2's work.
         """
         position = torch.arange(ids.shape[1], device=ids.device)
         x = self.wte(ids) + self.wpe(position)                          # (B, T, C)
@@ -182,13 +181,11 @@ class GPT(nn.Module):
             folder = find_released(str(name_or_folder))
         with torch.device("meta"):                                      # shapes without memory
             model = cls(*read_config(folder / "config.json"))
-        path = folder / "model.safetensors"
-        masks = (".attn.bias", ".attn.masked_bias")                     # buffers, not weights
-        tensors = {name.removeprefix("transformer."): t
-                   for name, t in read_safetensors(path).items() if not name.endswith(masks)}
+        path, tensors = folder / "model.safetensors", {}
+        for name, t in read_safetensors(path).items():
+            if not name.endswith((".attn.bias", ".attn.masked_bias")):  # buffers, not weights
+                tensors[name.removeprefix("transformer.")] = t
         lm_head = tensors.pop("lm_head.weight", tensors.get("wte.weight"))
-        if lm_head is not None:
-            tensors.setdefault("wte.weight", lm_head)                   # one of the two is enough
         try:
             model.load_state_dict(tensors, assign=True)
         except RuntimeError as error:                                   # missing, extra, misshapen
@@ -253,7 +250,6 @@ class KVCache:
 # ------------------------------------------------------------ safetensors and config.json
 
 DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-# What a missing or damaged file can lead to.
 BROKEN = (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RuntimeError)
 
 def read_safetensors(path):
@@ -267,18 +263,22 @@ def read_safetensors(path):
         n_header = int.from_bytes(data[:8], "little")
         header = json.loads(data[8:8 + n_header])
         header.pop("__metadata__", None)
-        body, tensors, end = memoryview(data)[8 + n_header:], {}, 0
-        for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
-            begin, (start, end) = end, entry["data_offsets"]
-            if start != begin or not start <= end <= len(body):
-                raise ValueError(f"{name} is cut off or out of place")
+        body, tensors, n_bytes = memoryview(data)[8 + n_header:], {}, 0
+        for name, entry in header.items():
+            start, end = entry["data_offsets"]
+            n_bytes += end - start
+            if not 0 <= start <= end <= len(body):
+                raise ValueError(f"{name} lies outside of the file")
             if entry["dtype"] in DTYPES:
                 t = torch.frombuffer(body[start:end], dtype=DTYPES[entry["dtype"]])
-                tensors[name] = t.reshape(entry["shape"]).float()
-        if end != len(data) - 8 - n_header:
-            raise ValueError("its header does not tell where it ends")
+                t = t.reshape(entry["shape"])
+                if list(t.shape) != entry["shape"]:    # -1 means "the rest" to torch
+                    raise ValueError(f"{name} cannot have the shape {entry['shape']}")
+                tensors[name] = t.float()
+        if n_bytes != len(data) - 8 - n_header:
+            raise ValueError("the tensors do not fill the file")
         return tensors
-    except BROKEN as error:
+    except BROKEN as error:    # the file is missing or damaged
         raise SystemExit(f"{path} cannot be read as a safetensors file: {error}.\n"
                          "Copy, download or train it again; it must be one file.") from None
 
@@ -345,11 +345,10 @@ def pick_device(device, dtype):
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         raise SystemExit(f"--device {device}: {shorten(str(error), 200)}") from None
-    if dtype == "auto":
-        has_bf16 = device[:4] == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-        dtype = "bf16" if has_bf16 else "fp16" if device[:4] == "cuda" else "fp32"
-    dtypes = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-    return torch.device(device), dtypes[dtype]
+    if dtype == "auto" and device.startswith("cuda"):
+        dtype = "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+    dtypes = {"bf16": torch.bfloat16, "fp16": torch.float16}
+    return torch.device(device), dtypes.get(dtype, torch.float32)
 
 def limit_threads(model):
     """A student from scratch runs on one thread: its products are too small to be shared."""

@@ -18,6 +18,7 @@ the most frequent answer counts: self-consistency (Wang et al., 2023, arXiv 2203
 """
 
 import argparse
+import itertools
 import json
 import random
 import re
@@ -242,13 +243,12 @@ def solve(problems, students, method="socratic", batch_size=64, temperature=None
 
 def chunks(items, n):
     """The items in lists of n; the last one may be shorter."""
-    return [items[at:at + n] for at in range(0, len(items), n)]
+    items = iter(items)
+    while chunk := list(itertools.islice(items, n)):
+        yield chunk
 
 def vote(dialogues):
-    """
-    The first dialogue that has the most frequent answer, with all answers noted in it. None has no
-    vote; of several answers with as many votes, the one drawn first wins.
-    """
+    """The first dialogue with the most frequent answer that is not None; it notes all answers."""
     answers = [dialogue.answer for dialogue in dialogues]
     votes = Counter(answer for answer in answers if answer is not None)
     elected = dialogues[answers.index(max(votes, key=votes.get, default=None))]
@@ -257,25 +257,21 @@ def vote(dialogues):
 
 # ------------------------------------------------------------ which students
 
-def is_student(folder):
-    return (Path(folder) / "model.safetensors").exists()
-
 def load_students(args):
     """
     {role: Student}, one for each role of the method: those of --students; else yours, of this data
     set and model; else, if you have none of them, the embedded ones.
     """
     roles, size = METHODS[args.method], args.model or "tiny"
-    folders = args.students or [
-        f"runs/{run_name(args.dataset)}-{Path(size).name}-{role}" for role in roles]
-    embedded = [HERE / "students" / role for role in roles]
-    if not (args.students or args.model or any(map(is_student, folders))):
-        folders = embedded if all(map(is_student, embedded)) else folders
-    missing = [str(folder) for folder in folders if not is_student(folder)]
+    name = f"{run_name(args.dataset)}-{Path(size).name}"
+    folders = args.students or [f"runs/{name}-{role}" for role in roles]
+    needs = f"--method {args.method} needs one student of each role: {' and '.join(roles)}"
+    missing = [folder for folder in folders if not Path(folder, "model.safetensors").exists()]
+    if missing == folders and args.method == "socratic" and not (args.students or args.model):
+        folders, missing = [HERE / "students" / role for role in roles], []
     if missing:
-        raise SystemExit(f"--method {args.method} needs {' and '.join(roles)}. No student is in "
-                         f"{', '.join(missing)}.\nName folders with --students (put the problem "
-                         "first), or train what is missing:\n"
+        raise SystemExit(f"{needs}. No student is in {', '.join(missing)}.\n"
+                         "Name folders with --students (after the problem), or train it:\n"
                          f"  python train.py --dataset {args.dataset} --model {size} --role ROLE")
     device, dtype = pick_device(args.device, args.dtype)
     students = {}
@@ -284,17 +280,16 @@ def load_students(args):
         limit_threads(model)
         role, read = model.info.get("role"), model.info.get("dataset")
         students[role] = Student(role, model, model.get_tokenizer(), folder)
-        known = ", and knows no other wording" if read == "demo" else ""
-        print(f"{role:10s} | {folder} ({model.n_params() / 1e6:.1f} M parameters; has read "
-              f"{read}{known})", file=sys.stderr)
+        read = "demo, and knows no other wording" if read == "demo" else read
+        print(f"{role:10s} | {folder} (has read {read})", file=sys.stderr)
     if set(students) != set(roles) or len(folders) > len(roles):
-        raise SystemExit(f"--method {args.method} needs one student of each role: "
-                         f"{' and '.join(roles)}")
+        raise SystemExit(needs)
     return students
 
 # ------------------------------------------------------------ the screen and the command
 
 def print_dialogue(dialogue):
+    print(f"\nProblem: {dialogue.problem.problem}")    # as the shell has passed it on
     for turn in dialogue.turns:
         print(f"{turn.speaker:10s} | {turn.kind}: {turn.text}")
     if dialogue.ended != "finished":
@@ -308,19 +303,16 @@ def describe_votes(dialogue):
     >>> describe_votes(Dialogue(None, answer="7", answers=["7"] * 12 + ["1"] * 3 + ["21"]))
     '   (12 of 16 dialogues; 3 say 1, 1 says 21)'
     """
-    n = len(dialogue.answers)
+    n, votes = len(dialogue.answers), Counter(dialogue.answers)
     if n == 1 or dialogue.answer is None:
         return ""
-    votes = Counter(answer or "nothing" for answer in dialogue.answers)
     n_votes = votes.pop(dialogue.answer)
-    text = f"{n_votes} of {n} dialogues"
-    if n_votes < UNSURE * n:
-        text = f"unsure: {text}"
-    others = [f"{k} {'say' if k > 1 else 'says'} {answer}" for answer, k in votes.most_common(3)]
-    if others:
-        text += f"; {', '.join(others)}" + (", ..." if len(votes) > 3 else "")
-    del votes["nothing"]
-    return f"   ({text}{'; a tie' if n_votes in votes.values() else ''})"
+    text = f"{'unsure: ' if n_votes < UNSURE * n else ''}{n_votes} of {n} dialogues"
+    others = [f"{k} {'say' if k > 1 else 'says'} {answer or 'nothing'}"
+              for answer, k in votes.most_common()]
+    if n_votes in [k for answer, k in votes.items() if answer]:
+        text += ", a tie"
+    return f"   ({text}; {', '.join(others)})" if others else f"   ({text})"
 
 def read_problem(line):
     """A line is a record of data.py, or the text of a problem."""
@@ -352,21 +344,19 @@ def parse_args(argv=None):
     add("problem", nargs="?", help="the problem (None: standard input; at a terminal, a prompt)")
     add("--file", help="one problem per line: text, or records of data.py (- is standard input)")
     add("--json", action="store_true", help="print one JSON object per problem")
-    add("--explain", action="store_true",
-        help="print one dialogue token by token: what is read, and the three likeliest tokens")
+    add("--explain", action="store_true", help="print one dialogue token by token")
     add("--dataset", default="demo", help="use your students of this data set")
     add_student_flags(add)
     add("--samples", type=positive,
-        help=f"dialogues drawn at temperature {TEMPERATURE}; their most frequent answer counts. "
-        "1: the likeliest token always (None: 16 for students from scratch, else 1). "
-        "eval.py draws 1 if --samples does not say more")
+        help=f"dialogues that vote, drawn at temperature {TEMPERATURE}; 1: the likeliest tokens "
+        "(None: 16 for students from scratch, else 1; eval.py draws 1 if nothing is said)")
     add("--seed", type=int, default=0, help="of the draws, together with the problem's text")
     return parser.parse_args(argv)
 
 def main(args):
     if args.problem is not None:
         text = clean(args.problem.encode(errors="replace").decode())    # what is no UTF-8 is "?"
-        problems = [Problem("problem-1", text)] if text else []
+        problems = [Problem("typed", text)] if text else []
     elif args.file or args.json or not sys.stdin.isatty():
         problems = read_lines(args.file or "-", read_problem)
         for n, problem in enumerate(problems, 1):
@@ -379,9 +369,7 @@ def main(args):
     students = load_students(args)
     from_scratch = all(student.model.is_from_scratch() for student in students.values())
     n_samples = args.samples or (16 if from_scratch and not args.explain else 1)
-    for batch in chunks(problems, 64) if args.json else ([problem] for problem in problems):
-        if not args.json:
-            print(f"\nProblem: {batch[0].problem}", flush=True)    # as the shell has passed it on
+    for batch in chunks(problems, 64 if args.json else 1):
         for dialogue in solve(batch, students, args.method, seed=args.seed, n_samples=n_samples,
                               calculator=args.calculator, explain=args.explain):
             if args.json:

@@ -69,8 +69,7 @@ def count_learned(examples):
 
 def make_batches(examples, n_tokens, rng):
     """
-    Lists of examples: every example once, at most `n_tokens` tokens per list with padding (unless
-    one example alone has more).
+    Lists of examples: every example once, at most `n_tokens` tokens (or one example) per list.
 
     Examples of nearly the same length stand together, so almost nothing is padded. The order of
     the lists is random, and so is which examples of one length share a list.
@@ -114,9 +113,9 @@ def backward(model, micro_batches, n_learned, autocast, scaler):
     """
     Compute the gradients of one optimizer step. Returns its loss, a tensor.
 
-    Every loss is divided by `n_learned`, the number of learned tokens of the whole step: all
-    micro-batches of all processes. So each learned token counts the same, wherever it stands. A
-    mean for each micro-batch would let a token of a short answer outweigh one of a long solution.
+    Every loss is divided by `n_learned`, the learned tokens of all micro-batches of all processes.
+    So each of them counts the same. With a mean for each micro-batch, a token of a short answer
+    would outweigh one of a long solution.
     """
     step_loss = torch.zeros((), device=model.wte.weight.device)
     model.zero_grad()
@@ -133,9 +132,10 @@ def backward(model, micro_batches, n_learned, autocast, scaler):
 @torch.no_grad()
 def validate(model, batches, autocast):
     """The mean loss of a learned token, in nats."""
-    device = model.wte.weight.device
+    device, total = model.wte.weight.device, 0.0
     with autocast:
-        total = sum(summed_loss(model, *collate(batch, device)).item() for batch in batches)
+        for batch in batches:
+            total += summed_loss(model, *collate(batch, device)).item()
     return total / sum(map(count_learned, batches))
 
 # ------------------------------------------------------------ learning rate and optimizers
@@ -153,10 +153,9 @@ class Muon(torch.optim.Optimizer):
     https://kellerjordan.github.io/posts/muon): a step is the momentum with all its singular
     values brought near 1, so that rare directions are learned as fast as frequent ones.
 
-    Newton and Schulz do that with matrix products alone: their odd polynomial, applied five
-    times, lifts singular values between 0.002 and 1 to about 1. The step is then as long as
-    AdamW's (Liu et al., 2025, arXiv 2502.16982, section 2.2), so both share a learning rate.
-    torch.optim.Muon computes in bfloat16, which is far slower on most CPUs.
+    An odd polynomial (Newton and Schulz), applied five times, does that with matrix products. The
+    step is then as long as AdamW's (Liu et al., 2025, arXiv 2502.16982, section 2.2), so both
+    share a learning rate. torch.optim.Muon computes in bfloat16, far slower on most CPUs.
     """
 
     def __init__(self, matrices):
@@ -193,7 +192,7 @@ def make_optimizers(model):
 
 def train(model, examples, valid, settings, args, device, dtype):
     """From batch to checkpoint. `settings` holds all that a resumed run must find unchanged."""
-    out, n_steps, n_batches = Path(args.out), settings["steps"], args.accumulate * WORLD
+    out, n_steps, n_batches = Path(args.out), args.steps, args.accumulate * WORLD
     optimizers = make_optimizers(model)
     autocast = torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
     # Small gradients vanish in float16. The scaler multiplies the loss to prevent that.
@@ -202,17 +201,16 @@ def train(model, examples, valid, settings, args, device, dtype):
     log = resume(out / "resume.pt", parts, settings) if args.resume else []
     n_done = log[-1]["step"] if log else 0
     print(f"-> {out}, after step {n_done}")
-    batches = endless_batches(examples, settings["batch_tokens"], args.seed,
+    batches = endless_batches(examples, args.batch_tokens, args.seed,
                               short_first=args.model in FROM_SCRATCH)
     batches = itertools.islice(batches, n_done * n_batches, None)
-    seconds = n_tokens = 0    # of training, without validation
+    start, n_tokens = time.time(), 0
     for step in range(n_done + 1, n_steps + 1):
-        start = time.time()
         step_batches = list(itertools.islice(batches, n_batches))
         n_learned = sum(map(count_learned, step_batches))
         micro_batches = [collate(batch, device) for batch in step_batches[RANK::WORLD]]
         loss = backward(model, micro_batches, n_learned, autocast, scaler).item()
-        lr = learning_rate(step - 1, n_steps, settings["lr"])
+        lr = learning_rate(step - 1, n_steps, args.lr)
         for optimizer in optimizers:
             scaler.unscale_(optimizer)
             for group in optimizer.param_groups:
@@ -222,15 +220,14 @@ def train(model, examples, valid, settings, args, device, dtype):
             for optimizer in optimizers:
                 scaler.step(optimizer)
         elif not math.isfinite(loss) or scaler.get_scale() <= 1:    # 1: not float16
-            raise SystemExit(f"Step {step}: the loss is {loss}, the gradient norm {norm}. The best "
-                             f"student is that of step {best_of(log)[1]} (0: none), in {out}.\n"
-                             "Begin anew with a smaller --lr.")
+            raise SystemExit(f"Step {step}: the loss is {loss}, the gradient norm {norm}. Try a "
+                             f"smaller --lr. {out} holds the student of step {best_of(log)[1]}.")
         scaler.update()    # after an overflow in float16 it multiplies by less
-        seconds += time.time() - start
         n_tokens += sum(map(length, itertools.chain(*step_batches)))
         if RANK > 0:    # the first process prints, validates and saves
             continue
         if step % 10 == 0 or step == n_steps:
+            seconds = time.time() - start
             speed, left = n_tokens / seconds, int(seconds / (step - n_done) * (n_steps - step))
             log.append({"step": step, "loss": loss, "lr": lr, "norm": norm,
                         "tokens_per_second": speed})
@@ -252,20 +249,18 @@ def best_of(log):
 
 def claim(out, resumes):
     """Make the folder of a run, which belongs to this run alone."""
-    log = out / "log.jsonl"
     try:
         out.mkdir(parents=True, exist_ok=True)
-        was_saved = (out / "resume.pt").exists() or not (log.exists() and log.stat().st_size)
-        log.touch(exist_ok=resumes and was_saved)
+        (out / "log.jsonl").touch(exist_ok=resumes)
     except OSError as error:
-        raise SystemExit(f"{out} cannot be used: {error}\nIf it holds a run, --resume goes on, or "
-                         "begins anew if nothing was saved. --out FOLDER begins another.") from None
+        raise SystemExit(f"{out} cannot be used: {error}\nIf it holds a run, --resume goes on with "
+                         "it. --out FOLDER begins another.") from None
 
 def save(out, parts, settings, log):
     """Keep the student if it is the best so far, all that --resume needs, and log.jsonl."""
     text = "".join(json.dumps(line) + "\n" for line in log)
     if not text.startswith((out / "log.jsonl").read_text()):
-        raise SystemExit(f"Another training writes into {out}. This one stops; use --out FOLDER.")
+        raise SystemExit(f"{out} is another training's. This one stops; use --out FOLDER.")
     if best_of(log)[1] == log[-1]["step"]:
         parts[0].info |= log[-1]
         parts[0].save_pretrained(out, torch.float16)
@@ -293,26 +288,23 @@ def resume(path, parts, settings):
 
 def load_examples(args, model):
     """(training examples, valid examples) of all data sets together. Shows the first dialogue."""
-    role, sets, teacher = args.role, args.dataset, args.annotations
-    problems = [p for name in sets for p in load_problems(name, "train", args.limit, teacher)]
-    held_out = [p for name in sets for p in load_problems(name, "valid", 512, teacher)]
+    role, problems, held_out = args.role, [], []
+    for name in args.dataset:
+        problems += load_problems(name, "train", args.limit, args.annotations)
+        held_out += load_problems(name, "valid", 512, args.annotations)
     valid = make_examples(held_out, role, model)
     if not valid:    # a teacher's annotations may cover the training split alone
-        print(f"None of {len(held_out)} valid problems teaches this role: every 20th training "
-              "problem is held out instead.")
+        print("No valid problem teaches this role: every 20th training problem is held out.")
         valid = make_examples(problems[::20], role, model)
         del problems[::20]
     examples = make_examples(problems, role, model, args.learn_all)
-    teaching = [problem for problem in problems if can_learn(problem, role)]
-    if len(examples) < len(problems):
-        print(f"left out: {len(problems) - len(teaching):,} problems that lack what a {role} "
-              f"learns, {len(teaching) - len(examples):,} that are too long")
+    print(f"{len(examples):,} of {len(problems):,} problems hold what a {role} learns and fit it")
     if not (examples and valid):
         raise SystemExit(f"Too few problems hold what a {role} learns. A teacher writes it:\n"
-                         f"  python annotate.py --dataset {sets[0]} --teacher NAME\n"
+                         f"  python annotate.py --dataset {args.dataset[0]} --teacher NAME\n"
                          "Then add: --annotations, and the file that annotate.py names")
-    print(f"The first dialogue; what the {role} learns to write is marked:\n\n"
-          f"{show(segments(teaching[0], role))}\n")
+    first = next(problem for problem in problems if can_learn(problem, role))
+    print(f"The first one; what is learned is marked:\n\n{show(segments(first, role))}\n")
     return examples, valid
 
 def parse_args(argv=None):
@@ -321,31 +313,25 @@ def parse_args(argv=None):
         formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     add = parser.add_argument
     add("--role", required=True, choices=ROLES, help="what it learns to write (see data.py)")
-    add("--dataset", nargs="+", default=["demo"], metavar="NAME",
-        help=f"{DATASET_HELP}; of several, the mixture")
+    add("--dataset", nargs="+", default=["demo"], help=f"{DATASET_HELP}; of several, the mixture")
     add("--annotations", help="a teacher's annotations (JSONL), joined by id and problem text")
     add("--limit", type=positive, help="only the first so many of each data set (None: all)")
-    add("--model", default="tiny",
-        help="nano, tiny, mini (from scratch), a released gpt2..., or a folder")
+    add("--model", default="tiny", help="nano, tiny, mini (from scratch), gpt2..., or a folder")
     add("--out", help="folder of the student (None: runs/<dataset>-<model>-<role>)")
     add("--resume", action="store_true", help="go on where the same command was interrupted")
-    add("--steps", type=positive,
-        help=f"optimizer steps (None: {N_EPOCHS} passes over the problems; demo: 1,800)")
+    add("--steps", type=positive, help=f"optimizer steps (None: {N_EPOCHS} epochs; demo: 1,800)")
     add("--batch-tokens", type=positive, help="tokens of a micro-batch (None: 2,048; gpt2: 4,096)")
-    add("--learn-all", action="store_true",
-        help="learn to write the context too, the problem above all: more language from scratch")
-    add("--accumulate", type=positive, default=1, help="micro-batches of a step, on every process")
+    add("--learn-all", action="store_true", help="learn to write the context, too")
+    add("--accumulate", type=positive, default=1, help="micro-batches per step and process")
     add("--lr", type=float,
-        help="peak learning rate (None: 4e-3 from scratch, 1e-3 to train such a student further, "
-        "1e-4 for released weights)")
-    add("--seed", type=int, default=0, help="of the initial weights and the order of the batches")
+        help="peak learning rate (None: 4e-3 from scratch, 1e-3 to go on from there; gpt2: 1e-4)")
+    add("--seed", type=int, default=0, help="of initial weights and batch order")
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps")
     add("--dtype", default="auto", choices=("auto", "fp32", "bf16", "fp16"),
         help="of the matrix products (auto: on CUDA bf16 or fp16, else fp32); weights stay fp32")
     args = parser.parse_args(argv)
     name = "+".join(map(run_name, args.dataset))
-    out = args.out or f"runs/{name}-{Path(args.model).name}-{args.role}"
-    args.out = os.path.expanduser(out)
+    args.out = args.out or f"runs/{name}-{Path(args.model).name}-{args.role}"
     return args
 
 def main(args):
@@ -362,26 +348,28 @@ def main(args):
     examples, valid = load_examples(args, model)
     if RANK == 0:
         claim(Path(args.out), args.resume)
-    n_tokens = args.batch_tokens or (2048 if model.is_from_scratch() else 4096)
-    lr = args.lr or (4e-3 if args.model in FROM_SCRATCH else
-                     1e-3 if model.is_from_scratch() else 1e-4)
-    n_batches = len(make_batches(examples, n_tokens, random.Random(0)))
+    if model.is_from_scratch():
+        args.batch_tokens = args.batch_tokens or 2048
+        args.lr = args.lr or (4e-3 if args.model in FROM_SCRATCH else 1e-3)
+    else:
+        args.batch_tokens, args.lr = args.batch_tokens or 4096, args.lr or 1e-4
+    n_batches = len(make_batches(examples, args.batch_tokens, random.Random(0)))
     per_epoch = n_batches / (args.accumulate * WORLD)    # steps
-    steps = args.steps or (1800 if args.dataset == ["demo"] else math.ceil(N_EPOCHS * per_epoch))
+    if args.steps is None:
+        args.steps = 1800 if args.dataset == ["demo"] else math.ceil(N_EPOCHS * per_epoch)
     # Everything that shapes the weights. --resume goes on only where it is the same.
     settings = {key: str(value) for key, value in vars(args).items()
                 if key not in ("out", "resume", "device")}
-    settings |= {"batch_tokens": n_tokens, "lr": lr, "steps": steps, "dtype": str(dtype),
-                 "processes": WORLD,
-                 "examples": hashlib.sha256(repr(examples).encode()).hexdigest()[:16]}
+    settings |= {"dtype": str(dtype), "processes": WORLD,
+                 "examples": hashlib.sha256(repr(examples).encode()).hexdigest()}
     name, total = "+".join(map(run_name, args.dataset)), sum(map(length, examples))
-    print(f"{args.role} on {name}: {model.n_params():,} parameters, {device}, {dtype}, processes: "
-          f"{WORLD}\n{len(examples):,} dialogues, {total:,} tokens "
-          f"({count_learned(examples) / total:.0%} learned), {steps:,} steps, "
-          f"{steps / per_epoch:.1f} epochs", flush=True)
+    print(f"{args.role} on {name}: {model.n_params():,} parameters, {WORLD} x {device}, {dtype}\n"
+          f"{len(examples):,} dialogues, {total:,} tokens "
+          f"({count_learned(examples) / total:.0%} learned), {args.steps:,} steps, "
+          f"{args.steps / per_epoch:.1f} epochs", flush=True)
     model.info |= {"role": args.role, "dataset": name,
                    "command": shlex.join(["python", "train.py", *sys.argv[1:]])}
-    valid_batches = make_batches(valid, n_tokens, random.Random(0))
+    valid_batches = make_batches(valid, args.batch_tokens, random.Random(0))
     loss, step = train(model.to(device), examples, valid_batches, settings, args, device, dtype)
     print(f"\nThe best student is that of step {step} (valid loss {loss:.4f}), in {args.out}\n"
           "Next: python eval.py, or python infer.py (they need a decomposer and a solver)")
@@ -401,7 +389,6 @@ if __name__ == "__main__":
     try:
         main(args)
     except KeyboardInterrupt:
-        has_saved = Path(args.out, "resume.pt").exists()
-        sys.exit("\nInterrupted. With --resume the same command goes on from the last validation."
-                 if has_saved else "\nInterrupted before the first validation: nothing was saved. "
-                 "With --resume the same command begins anew.")
+        if Path(args.out, "resume.pt").exists():
+            sys.exit("\nInterrupted. With --resume it goes on from the last validation.")
+        sys.exit("\nInterrupted before the first validation: nothing was saved.")

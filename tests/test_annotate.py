@@ -49,13 +49,24 @@ def run(server, *flags, out=MINE, **more):
     return main(*flags_of(server, "--out", out, *flags, **more)), *files(out)
 
 def files(out=MINE):
-    return records(out), lines(annotate.beside(Path(out), "rejected")), lines(annotate.beside(Path(out), "replies"))
+    return records(out), lines(beside(out, "rejected")), replies_of(out)
+
+def replies_of(out=MINE):
+    """The rows of replies that are not torn."""
+    path = beside(out, "replies")
+    return [row for row in read_lines(path, annotate.read_row) if row] if path.exists() else []
+
+def beside(out, what):
+    return Path(out).with_suffix(f".{what}.jsonl")
 
 def records(path=MINE):
     return read_lines(path, Problem.from_json)
 
 def lines(path):
     return read_lines(path) if Path(path).exists() else []
+
+def throw(error):
+    raise error
 
 def shown(capsys):
     return "".join(capsys.readouterr())
@@ -131,6 +142,7 @@ DRAFT = "Subquestion: What?\nSolution: 3+4 = <<3+4=7>>7\nAnswer: 7"
     f"Let me try.\n{DRAFT}\nNo, that is not it. Again:\n{GOOD}",               # thinking without a wrapper
     "Subquestion: How many boxes does Ava have?\nSolution: Ava has 3 boxes.\n" + GOOD,     # a stated number is left out
     "Subquestion: How many boxes does Ava have?\nSolution: Ava has three boxes.\n" + GOOD,
+    "Subquestion: How many boxes does Ava have?\nSolution: Ava has 3 = <<3=3>>3 boxes.\n" + GOOD,
 ])
 def test_replies_in_the_form_give_the_same_steps(text):
     def plain(steps):
@@ -143,12 +155,11 @@ def test_replies_in_the_form_give_the_same_steps(text):
     (GOOD.replace("Answer: 7", "Answer: some pens"), "no answer"),
     (GOOD.replace("Answer: 7", "Answer: 12 and 7"), "no answer"),
     (GOOD.replace("12>>12", "13>>13"), r"false arithmetic: 3\*4=13"),
-    (GOOD.replace("<<3*4=12>>", ""), "a solution without a calculation"),
+    (GOOD.replace("<<3*4=12>>", ""), "arithmetic outside of an annotation"),
     (GOOD.replace("<<3*4=12>>", "<<3*4>>"), "not in the form: Solution: There"),
     (GOOD.replace("There are 3*4", "In the [boxes] 3*4"), "not in the form"),      # the first step must not get lost
     ("1. " + GOOD, "not in the form"), (GOOD.replace("Subquestion: How many pens are in", "Q1: How many pens are in"), "not in"),
-    ("Subquestion: How many then?\nSolution: There are 3*4 = 4 pens.\n" + GOOD, "a solution without a calculation"),
-    ("Subquestion: How many then?\nSolution: Ava has 3 = <<3=3>>3 boxes.\n" + GOOD, "a solution without a calculation"),
+    ("Subquestion: How many then?\nSolution: There are 3*4 = 4 pens.\n" + GOOD, "arithmetic outside of an annotation"),
     (GOOD.replace("\nAnswer", "\nSubquestion: So?\nSolution: She gives 5 away.\nAnswer"), "a solution without a calculation"),
     (GOOD.replace("<<3*4=12>>12", "<<3*4=12>>12*1"), "an annotation that does not fit"),
     (GOOD.replace("3*4 = <<", "4*3 = <<"), "an annotation that does not fit"),
@@ -315,7 +326,7 @@ def test_a_full_disk_and_failures_that_two_workers_count_at_once_stop_the_run_to
     for n_failures, path, body in ((annotate.MAX_FAILURES, "x", None), (0, ".", chat("x"))):    # "." cannot be written
         replies = Replies(Path("x"), annotate.parse_args(["--teacher", "x"]))
         replies.n_failures, replies.path = n_failures, Path(path)    # two have added one before either has compared
-        monkeypatch.setattr(replies, "ask", lambda _: body or replies.check(b"", "500"))
+        monkeypatch.setattr(replies, "ask", lambda _, body=body: body or throw(Refused("500")))
         with pytest.raises((Refused, OSError)):
             replies.get(PROBLEMS[0], [], 0)
         assert replies.stopping.is_set()
@@ -526,7 +537,7 @@ def test_whatever_shapes_a_reply_asks_anew():
 def test_a_torn_line_costs_one_request(cut):
     with FakeTeacher(PROBLEMS) as server:
         whole = run(server, limit=6)
-        path = annotate.beside(MINE, "replies")
+        path = beside(MINE, "replies")
         data = path.read_bytes()
         last = data.rstrip(b"\n").rindex(b"\n") + 1
         path.write_bytes(data[:last + cut] if cut > 0 else data[:cut])
@@ -535,7 +546,6 @@ def test_a_torn_line_costs_one_request(cut):
 
 def test_runs_killed_at_random_moments_lose_nothing_and_pay_nothing_twice():
     rng, workers = random.Random(0), 4    # 200 kills are in stress.py
-    path = annotate.beside(MINE, "replies")
     with FakeTeacher(PROBLEMS, delay=0.08) as server:
         stored = set()
         for kill in [True] * 3 + [False]:
@@ -549,10 +559,9 @@ def test_runs_killed_at_random_moments_lose_nothing_and_pay_nothing_twice():
             assert process.wait(30) in (0, -9)
             time.sleep(0.1)
             assert not stored & {entry["id"] for entry in server.log[n:]}, "asked again although it was on disk"
-            whole = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
-            stored = {json.loads(line)["id"] for line in whole}
+            stored = {row["id"] for row in replies_of()}
     assert [record.id for record in records()] == [problem.id for problem in PROBLEMS[:24]]
-    assert len(lines(path)) == 24 and len(server.log) <= 24 + 3 * workers
+    assert len(replies_of()) == 24 and len(server.log) <= 24 + 3 * workers
 
 def test_a_full_disk_stops_the_run_and_costs_what_was_under_way():
     def small():
@@ -564,7 +573,7 @@ def test_a_full_disk_stops_the_run_and_costs_what_was_under_way():
         out, _ = process.communicate(timeout=20)
         n = len(server.log)
         assert process.returncode == 1 and "File too large" in out and n < 24
-        stored = {row["id"] for row in map(json.loads, re.findall(".*}}\n", annotate.beside(MINE, "replies").read_text()))}
+        stored = {row["id"] for row in replies_of()}
         assert n - 4 <= len(stored) < n
         assert start(server).wait(20) == 0
         assert {entry["id"] for entry in server.log[n:]} == {problem.id for problem in PROBLEMS[:24]} - stored
@@ -611,13 +620,9 @@ def test_an_out_that_cannot_hold_records_is_told_before_anything_is_asked():
                 main(*flags_of(server, "--out", out))
     assert not server.log
 
-def test_each_name_has_files_of_its_own():
-    names = [annotate.beside(Path(f"a/{name}"), "replies").name for name in ("v.1", "v.2", "v.jsonl", "v")]
-    assert names == ["v.1.replies.jsonl", "v.2.replies.jsonl", "v.replies.jsonl", "v.replies.jsonl"]
-
 # ---------------------------------------------------------------- bugs, the summary, replay
 
-@pytest.mark.parametrize("name", ["judge", "read_dialogue", "make_messages", "to_line"])
+@pytest.mark.parametrize("name", ["judge", "read_dialogue", "make_messages", "make_body"])
 def test_a_bug_shows_as_a_traceback_and_not_as_missing_problems(name, monkeypatch, capsys):
     monkeypatch.setattr(annotate, name, lambda *_: [][0])    # once such a bug was "32 problems missing"
     with FakeTeacher(PROBLEMS) as server, pytest.raises(IndexError):
@@ -632,13 +637,13 @@ def test_progress_and_summary(capsys):
     assert f"23 of 24 problems are kept: {MINE}\n" in out
     assert "       2 replies rejected: wrong answer\n       1 replies rejected: false arithmetic\n" in out
     assert '       1 problems missing: 500 {"error": {"message": "The server had an error"' in out
-    assert "26 replies, 10,400 prompt tokens, 1,560 reply tokens\nThe same command asks again" in out
+    assert "26 replies, 10,400 prompt tokens, 1,560 reply tokens: 433 and 65 for each problem\nThe same command asks again" in out
     assert all(len(line) <= 88 for line in out.splitlines() if "500" not in line)
 
 def test_a_replay_gives_the_same_annotations_without_a_server_whatever_the_prompt(monkeypatch):
     with FakeTeacher(PROBLEMS, ["wrong", "length"]) as server:
         _, kept, rejected, rows = run(server, limit=12)
-    replay = ["--dataset", "mine.jsonl", "--replay", annotate.beside(MINE, "replies"), "--out"]
+    replay = ["--dataset", "mine.jsonl", "--replay", beside(MINE, "replies"), "--limit", 12, "--out"]
     monkeypatch.setitem(read_toml("exemplars.toml")["task"], "unified", "Solve this.")
     assert main(*replay, "again.jsonl") == 0
     assert Path("again.jsonl").read_bytes() == MINE.read_bytes() and len(kept) == 12
@@ -690,17 +695,18 @@ def test_no_torch_is_needed_to_ask_a_teacher():
 ROW = {"id": PROBLEMS[0].id, "sample": 0, "problem_sha256": annotate.sha16(PROBLEMS[0].problem), "teacher": "t",
        "reply": chat(make_reply(PROBLEMS[0], "unified"))}
 
-@pytest.mark.parametrize("line", ["3", "[]", "null", "{}", "{", "[" * 99_999, *(json.dumps(ROW | damage) for damage in (
-    {"reply": []}, {"reply": chat(None)}, {"id": [1]}, {"id": None}))])
+@pytest.mark.parametrize("line", ["3", "[]", "null", "{}", "[" * 99_999, *(json.dumps(ROW | damage) for damage in (
+    {"reply": []}, {"reply": chat(None)}, {"id": [1]}, {"id": None}, {"id": "\ud800"}, {"teacher": None}, {"teacher": ["x"]},
+    {"teacher": "\ud800 \n"}))])
 def test_a_damaged_recording_is_one_clear_line(line):
     Path("a.jsonl").write_text(f"{json.dumps(ROW)}\n\n{line}\n")
     with pytest.raises(SystemExit, match="^a.jsonl:3: .+$"):
         main("--dataset", "mine.jsonl", "--replay", "a.jsonl")
 
 @pytest.mark.parametrize("damage", [
-    {}, {"messages_sha256": ["x"]}, {"teacher": None}, {"teacher": ["x"]}, {"teacher": "\ud800 \n"},
+    {}, {"messages_sha256": ["x"]},
     *({"reply": ROW["reply"] | {"usage": usage}} for usage in ([], "free", 3, {"prompt_tokens": "many"}, {"prompt_tokens": 1.5})),
-    {"id": "\ud800"}, {"sample": None}, {"problem_sha256": {}}])    # the last three: about another problem, or sample
+    {"sample": None}, {"problem_sha256": {}}])    # the last two: about another problem, or sample
 def test_whatever_else_a_row_says_breaks_nothing_and_counts_only_where_it_is_a_number(damage, capsys):
     Path("a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in (ROW | damage, ROW | {"id": PROBLEMS[1].id})))
     assert main("--dataset", "mine.jsonl", "--replay", "a.jsonl") == 1, "the second row is about another text"

@@ -17,9 +17,9 @@ def write_predictions(folder, method, outcomes, problems="a"):
         steps = [{"question": "How many?", "solution": "3"}] * n_steps
         name = f"demo-test-{n_steps}steps-{n_distractors}distractors-{i}"
         kinds = {"cot": ["Solution"], "answer": []}.get(method, ["Subquestion", "Solution"])
-        turns = [{"kind": kind, "text": ""} for kind in kinds * n_ours]
+        turns = [{"speaker": method, "kind": kind, "text": ""} for kind in kinds * n_ours]
         rows.append({"problem": {"id": name, "problem": "Why?", "steps": steps, "answer": "3"},
-                     "turns": [*turns, {"kind": "Answer", "text": "3"}], "ended": "finished",
+                     "turns": turns, "seed": 0, "ended": "finished",
                      "answer": "3" if right else None, "answers": [], "oracles": {}})
     (folder / "counted-test-x.jsonl").write_text("\n".join(map(json.dumps, rows)))
     return folder
