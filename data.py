@@ -482,12 +482,9 @@ def parse_args(argv=None):
 
 def false_calculations(problems) -> list[str]:
     """Where an annotation is false: "mine-7: 3*4=13"."""
-    found = []
-    for problem in problems:
-        text = " ".join(step.solution for step in problem.steps)
-        found += [f"{problem.id}: {left}={right}" for left, right in CALCULATION.findall(text)
-                  if not same_answer(calculate(left), right)]
-    return found
+    return [f"{problem.id}: {left}={right}" for problem in problems for step in problem.steps
+            for left, right in CALCULATION.findall(step.solution)
+            if not same_answer(calculate(left), right)]
 
 def main(args):
     splits = {split: load_problems(args.dataset, split) for split in splits_of(args.dataset)}

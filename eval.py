@@ -202,9 +202,9 @@ def find_hits(record, common):
     yield "accuracy", "an answer was found", record["answer"] is not None
     yield "accuracy", f"always {common}, the most frequent here", same_answer(common, gold)
     if len(answers) > 1:
-        n, n_votes = len(answers), answers.count(record["answer"])
-        quarter = max(1, math.ceil(4 * n_votes / n)) if record["answer"] else 1
-        votes = f"{n * (quarter - 1) // 4 + (quarter > 1)} to {n * quarter // 4} of {n} votes"
+        n, n_votes = len(answers), answers.count(record["answer"]) if record["answer"] else 1
+        low = (n_votes - 1) // 4 * 4
+        votes = f"{low + (low > 0)} to {min(low + 4, n)} of {n} votes"
         yield "accuracy", "the first dialogue alone", same_answer(answers[0], gold)
         yield "right, by number of votes", votes, is_hit
     yield "right, by number of steps", f"{n_steps(record)} steps", is_hit
@@ -274,17 +274,16 @@ def bleu(pairs):
     >>> round(bleu([("the cat sat on the mat", "the cat sat on a mat")]), 1)    # 5/6 3/5 2/4 1/3
     53.7
     """
-    matched, written = zip(*(modified_precision(pairs, n) for n in (1, 2, 3, 4)))
+    matched, written = [], []
+    for n in (1, 2, 3, 4):
+        counts = [(Counter(ngrams(text, n)), Counter(ngrams(gold, n))) for text, gold in pairs]
+        matched.append(sum((a & b).total() for a, b in counts))    # none more often than in gold
+        written.append(sum(a.total() for a, _ in counts))
     if 0 in matched:
         return 0.0
     mean_log = sum(math.log(m / n) for m, n in zip(matched, written)) / 4
     gold_length = sum(len(ngrams(gold, 1)) for _, gold in pairs)
     return 100 * math.exp(mean_log + min(0, 1 - gold_length / written[0]))
-
-def modified_precision(pairs, n):
-    """(n-grams of the texts that gold has too, none counted more often than there; all of them)."""
-    counts = [(Counter(ngrams(text, n)), Counter(ngrams(gold, n))) for text, gold in pairs]
-    return sum((a & b).total() for a, b in counts), sum(a.total() for a, _ in counts)
 
 def ngrams(text, n):
     """All runs of n words or marks."""
