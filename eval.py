@@ -10,8 +10,7 @@ Reads   the students (see infer.py) and the problems of a split
 Writes  predictions/<dataset>-<split>-<method>.jsonl    the settings, then a dialogue a line; the
                                                         same command goes on where it stopped
         predictions/<dataset>-<split>-<method>.json     the scores
-        predictions/report.html                         scores, loss curves, dialogues grouped by
-                                                        where they broke
+        predictions/report.html                         scores, loss curves, where each one broke
 """
 
 import argparse
@@ -379,12 +378,10 @@ def parse_args(argv=None):
     add("--out", default="predictions", type=Path, help="folder of predictions, scores and report")
     add("--batch-size", type=positive, default=64, help="dialogues at once")
     add("--diagnose", action=argparse.BooleanOptionalAction, default=True,
-        help="solve again with one thing changed, to see where it broke: over twice the work; not "
-        "where several dialogues vote")
+        help="solve again with one thing changed, to see where it broke (not where several vote)")
     add("--samples", type=positive, default=1,
-        help=f"dialogues per problem, drawn at temperature {TEMPERATURE}; their answers vote. "
-        "infer.py draws 16 if the students are small; here the likeliest tokens count, unless "
-        "this says more")
+        help=f"dialogues per problem, drawn at temperature {TEMPERATURE}; their answers vote "
+        "(infer.py draws 16 if the students are small)")
     add("--compare", nargs=2, type=Path, metavar="FILE", help="solve nothing; compare two runs")
     args = parser.parse_args(argv)
     args.diagnose = args.diagnose and args.samples == 1
