@@ -397,10 +397,8 @@ def load_file(path, split) -> list[Problem]:
         if n > 1:
             raise SystemExit(f"{path}: the id {name!r} occurs {n} times")
     named = [re.search("-(train|valid|test|long)-", problem.id) for problem in problems]
-    if all(named):
-        splits = [match[1] for match in named]
-    else:
-        splits = [split_of(problem.problem) for problem in problems]
+    splits = ([match[1] for match in named] if all(named)
+              else [split_of(problem.problem) for problem in problems])
     return [problem for problem, its in zip(problems, splits) if split in ("all", its)]
 
 def load_gsm8k(split) -> list[Problem]:
@@ -502,8 +500,8 @@ def main(args):
               "learns to write (marked)")
         for parts in fits[:1]:
             ids, targets = encode(parts, tokenizer)
-            print(show(parts))
-            print(f"[{len(ids)} tokens, {sum(t != IGNORE for t in targets)} learned]")
+            n_learned = sum(target != IGNORE for target in targets)
+            print(f"{show(parts)}\n[{len(ids)} tokens, {n_learned} learned]")
 
 if __name__ == "__main__":
     sys.stdout.reconfigure(errors="replace")    # a console that lacks a letter shows "?"
