@@ -518,7 +518,7 @@ class Tree(HTMLParser):
 def test_the_page_holds_no_text_as_markup_no_script_and_no_address():
     _, _, page = hostile_page(24)
     tree = Tree(page)
-    assert tree.tags == {"meta", "title", "style", "h1", "h3", "details", "summary", "p", "table", "tr", "th", "td", "div", "i", "b",
+    assert tree.tags == {"meta", "title", "style", "h1", "h3", "details", "summary", "p", "table", "tr", "th", "td", "div", "small", "i", "b",
                          "svg", "polyline", "path", "text"}
     assert tree.attributes == {"charset", "style", "class", "colspan", "dir", "width", "height", "font-size", "points", "fill",
                                "stroke", "d", "x", "y"}, "no src, no href, no handler"
@@ -542,7 +542,7 @@ def test_the_page_groups_dialogues_by_where_they_broke_and_prints_the_table_of_t
     for rows in scores.values():
         for label, figure in rows.items():
             words = script.describe(figure)
-            assert f"<td>{html.escape(label)}<td>{words}<td>" in page
+            assert re.search(rf"<td>{re.escape(html.escape(label))}<small>[^<]*</small><td>{re.escape(words)}<td>", page)
             assert label in screen and words in screen
             assert f"{figure['right']} of {figure['n']} = " in words and f"{figure['low']:.1%} to" in words
             assert (f'<i style="left:{figure["low"]:.1%};width:{figure["high"] - figure["low"]:.1%}"></i>'
@@ -556,7 +556,9 @@ def test_the_bars_have_a_legend_and_a_scale_whose_marks_stand_side_by_side_and_r
     assert re.search(r"dark line[^<]* share[^<]* 95 % interval", page)
     assert page.count('<div class="scale"><i>0 %</i><i>50 %</i><i>100 %</i></div>') == len(scores) == 4
     for row in ("calculator off", "gold subquestions", "gold solutions", "an answer was found", "as many as gold"):
-        assert re.search(rf"<tr><td>{row}<td>[^<]*<td><div class=track>(<[^>]*>)*</div><td>\w[^<]{{20,}}(<|$)", page), row
+        assert re.search(rf"<tr><td>{row}<small>\w[^<]{{20,}}</small><td>[^<]*<td><div class=track>(<[^>]*>)*</div>(\s|$|<)", page), row
+    scale, track = (re.search(rf"\.{name} {{ width: (\d+)em;[^}}]*?(?:font-size: (\d+)px)?[^}}]*}}", page) for name in ("scale", "track"))
+    assert int(scale[1]) * 12 == int(track[1]) * 15 and "font-size: 12px" in scale[0], "the scale is as wide as the bars"
 
 
 def test_the_loss_curve_has_labelled_axes_and_a_nan_leaves_a_gap():
