@@ -181,14 +181,17 @@ def score(records):
     """All shares of a run, from its predictions alone: {"right", "n", "low", "high"} for each."""
     golds = Counter(record["problem"]["answer"] for record in records)
     common, scores = golds.most_common(1)[0][0], {}
-    for record in sorted(records, key=n_steps):
+    for record in records:
         for section, row, hit in find_hits(record, common):
             scores.setdefault(section, {}).setdefault(row, []).append(hit)
     broke = [stage(record) for record in records if not is_right(record)]
     for place in sorted(set(broke)):
         rows = scores.setdefault("where wrong answers broke", {})
         rows[place] = [its == place for its in broke]
-    for rows in scores.values():
+    for section, rows in scores.items():
+        if "by number" in section:    # of steps, of votes
+            order = sorted(rows, key=lambda row: int(row.split()[0]))
+            rows = scores[section] = {row: rows[row] for row in order}
         for row, hits in rows.items():
             low, high = wilson(sum(hits), len(hits))
             rows[row] = {"right": sum(hits), "n": len(hits), "low": low, "high": high}
