@@ -235,6 +235,7 @@ def describe(figure):
     return f"{share:>22s}    {figure['low']:6.1%} to {figure['high']:6.1%}"
 
 def print_scores(scores, bleu_4):
+    """The scores as a table on the screen."""
     for section, rows in scores.items():
         print(f"\n{section:64s} 95 % interval")
         for row, figure in rows.items():
