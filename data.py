@@ -397,10 +397,8 @@ def load_file(path, split) -> list[Problem]:
         if n > 1:
             raise SystemExit(f"{path}: the id {name!r} occurs {n} times")
     named = [re.search("-(train|valid|test|long)-", problem.id) for problem in problems]
-    if all(named):
-        splits = [match[1] for match in named]
-    else:
-        splits = [split_of(problem.problem) for problem in problems]
+    splits = ([match[1] for match in named] if all(named)
+              else [split_of(problem.problem) for problem in problems])
     return [problem for problem, its in zip(problems, splits) if split in ("all", its)]
 
 def load_gsm8k(split) -> list[Problem]:
@@ -482,12 +480,9 @@ def parse_args(argv=None):
 
 def false_calculations(problems) -> list[str]:
     """Where an annotation is false: "mine-7: 3*4=13"."""
-    found = []
-    for problem in problems:
-        text = " ".join(step.solution for step in problem.steps)
-        found += [f"{problem.id}: {left}={right}" for left, right in CALCULATION.findall(text)
-                  if not same_answer(calculate(left), right)]
-    return found
+    return [f"{problem.id}: {left}={right}" for problem in problems for step in problem.steps
+            for left, right in CALCULATION.findall(step.solution)
+            if not same_answer(calculate(left), right)]
 
 def main(args):
     splits = {split: load_problems(args.dataset, split) for split in splits_of(args.dataset)}
@@ -505,8 +500,8 @@ def main(args):
               "learns to write (marked)")
         for parts in fits[:1]:
             ids, targets = encode(parts, tokenizer)
-            print(show(parts))
-            print(f"[{len(ids)} tokens, {sum(t != IGNORE for t in targets)} learned]")
+            n_learned = sum(target != IGNORE for target in targets)
+            print(f"{show(parts)}\n[{len(ids)} tokens, {n_learned} learned]")
 
 if __name__ == "__main__":
     sys.stdout.reconfigure(errors="replace")    # a console that lacks a letter shows "?"

@@ -10,8 +10,7 @@ Reads   the students (see infer.py) and the problems of a split
 Writes  predictions/<dataset>-<split>-<method>.jsonl    the settings, then a dialogue a line; the
                                                         same command goes on where it stopped
         predictions/<dataset>-<split>-<method>.json     the scores
-        predictions/report.html                         scores, loss curves, dialogues grouped by
-                                                        where they broke
+        predictions/report.html                         scores, loss curves, where each one broke
 """
 
 import argparse
@@ -182,14 +181,17 @@ def score(records):
     """All shares of a run, from its predictions alone: {"right", "n", "low", "high"} for each."""
     golds = Counter(record["problem"]["answer"] for record in records)
     common, scores = golds.most_common(1)[0][0], {}
-    for record in sorted(records, key=n_steps):
+    for record in records:
         for section, row, hit in find_hits(record, common):
             scores.setdefault(section, {}).setdefault(row, []).append(hit)
     broke = [stage(record) for record in records if not is_right(record)]
     for place in sorted(set(broke)):
         rows = scores.setdefault("where wrong answers broke", {})
         rows[place] = [its == place for its in broke]
-    for rows in scores.values():
+    for section, rows in scores.items():
+        if "by number" in section:    # of steps, of votes
+            order = sorted(rows, key=lambda row: int(row.split()[0]))
+            rows = scores[section] = {row: rows[row] for row in order}
         for row, hits in rows.items():
             low, high = wilson(sum(hits), len(hits))
             rows[row] = {"right": sum(hits), "n": len(hits), "low": low, "high": high}
@@ -202,9 +204,9 @@ def find_hits(record, common):
     yield "accuracy", "an answer was found", record["answer"] is not None
     yield "accuracy", f"always {common}, the most frequent here", same_answer(common, gold)
     if len(answers) > 1:
-        n, n_votes = len(answers), answers.count(record["answer"])
-        quarter = max(1, math.ceil(4 * n_votes / n)) if record["answer"] else 1
-        votes = f"{n * (quarter - 1) // 4 + (quarter > 1)} to {n * quarter // 4} of {n} votes"
+        n, n_votes = len(answers), answers.count(record["answer"]) if record["answer"] else 1
+        low = (n_votes - 1) // 4 * 4
+        votes = f"{low + (low > 0)} to {min(low + 4, n)} of {n} votes"
         yield "accuracy", "the first dialogue alone", same_answer(answers[0], gold)
         yield "right, by number of votes", votes, is_hit
     yield "right, by number of steps", f"{n_steps(record)} steps", is_hit
@@ -233,6 +235,7 @@ def describe(figure):
     return f"{share:>22s}    {figure['low']:6.1%} to {figure['high']:6.1%}"
 
 def print_scores(scores, bleu_4):
+    """The scores as a table on the screen."""
     for section, rows in scores.items():
         print(f"\n{section:64s} 95 % interval")
         for row, figure in rows.items():
@@ -274,17 +277,16 @@ def bleu(pairs):
     >>> round(bleu([("the cat sat on the mat", "the cat sat on a mat")]), 1)    # 5/6 3/5 2/4 1/3
     53.7
     """
-    matched, written = zip(*(modified_precision(pairs, n) for n in (1, 2, 3, 4)))
+    matched, written = [], []
+    for n in (1, 2, 3, 4):
+        counts = [(Counter(ngrams(text, n)), Counter(ngrams(gold, n))) for text, gold in pairs]
+        matched.append(sum((a & b).total() for a, b in counts))    # none more often than in gold
+        written.append(sum(a.total() for a, _ in counts))
     if 0 in matched:
         return 0.0
     mean_log = sum(math.log(m / n) for m, n in zip(matched, written)) / 4
     gold_length = sum(len(ngrams(gold, 1)) for _, gold in pairs)
     return 100 * math.exp(mean_log + min(0, 1 - gold_length / written[0]))
-
-def modified_precision(pairs, n):
-    """(n-grams of the texts that gold has too, none counted more often than there; all of them)."""
-    counts = [(Counter(ngrams(text, n)), Counter(ngrams(gold, n))) for text, gold in pairs]
-    return sum((a & b).total() for a, b in counts), sum(a.total() for a, _ in counts)
 
 def ngrams(text, n):
     """All runs of n words or marks."""
@@ -380,12 +382,10 @@ def parse_args(argv=None):
     add("--out", default="predictions", type=Path, help="folder of predictions, scores and report")
     add("--batch-size", type=positive, default=64, help="dialogues at once")
     add("--diagnose", action=argparse.BooleanOptionalAction, default=True,
-        help="solve again with one thing changed, to see where it broke: over twice the work; not "
-        "where several dialogues vote")
+        help="solve again with one thing changed, to see where it broke (not where several vote)")
     add("--samples", type=positive, default=1,
-        help=f"dialogues per problem, drawn at temperature {TEMPERATURE}; their answers vote. "
-        "infer.py draws 16 if the students are small; here the likeliest tokens count, unless "
-        "this says more")
+        help=f"dialogues per problem, drawn at temperature {TEMPERATURE}; their answers vote "
+        "(infer.py draws 16 if the students are small)")
     add("--compare", nargs=2, type=Path, metavar="FILE", help="solve nothing; compare two runs")
     args = parser.parse_args(argv)
     args.diagnose = args.diagnose and args.samples == 1

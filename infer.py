@@ -309,7 +309,7 @@ def describe_votes(dialogue):
     n_votes = votes.pop(dialogue.answer)
     text = f"{'unsure: ' if n_votes < UNSURE * n else ''}{n_votes} of {n} dialogues"
     others = [f"{k} {'say' if k > 1 else 'says'} {answer or 'nothing'}"
-              for answer, k in votes.most_common()]
+              for answer, k in votes.most_common(3)] + ["..."] * (len(votes) > 3)
     if n_votes in [k for answer, k in votes.items() if answer]:
         text += ", a tie"
     return f"   ({text}; {', '.join(others)})" if others else f"   ({text})"

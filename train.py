@@ -348,11 +348,10 @@ def main(args):
     examples, valid = load_examples(args, model)
     if RANK == 0:
         claim(Path(args.out), args.resume)
-    if model.is_from_scratch():
-        args.batch_tokens = args.batch_tokens or 2048
-        args.lr = args.lr or (4e-3 if args.model in FROM_SCRATCH else 1e-3)
-    else:
-        args.batch_tokens, args.lr = args.batch_tokens or 4096, args.lr or 1e-4
+    from_scratch = model.is_from_scratch()
+    args.batch_tokens = args.batch_tokens or (2048 if from_scratch else 4096)
+    peak = 4e-3 if args.model in FROM_SCRATCH else 1e-3 if from_scratch else 1e-4
+    args.lr = args.lr or peak
     n_batches = len(make_batches(examples, args.batch_tokens, random.Random(0)))
     per_epoch = n_batches / (args.accumulate * WORLD)    # steps
     if args.steps is None:

@@ -48,7 +48,7 @@ from train import collate, count_learned, make_batches, summed_loss
 
 FULL = SimpleNamespace(  # product, vector: sides of the ceilings' square matrices; the next three: of a training step
     config=SIZES["gpt2"], repeats=5, product=2048, vector=16384, solver_tokens=1024, singles=8, cot_tokens=2048,
-    prompt=32, new=128, n_rows=32, prompts=(16, 256), news=(16, 128), problems=64, demo=500,
+    prompt=32, new=128, n_rows=32, prompts=(16, 256), news=(16, 128), problems=16, demo=500,
     growth={"steps": (2, 4, 8, 16), "rows": (1, 4, 16, 64), "tokens": (1024, 4096, 16384)})
 QUICK = SimpleNamespace(
     config=GPTConfig(n_embd=64, n_layer=2, n_head=2), repeats=2, product=256, vector=512, solver_tokens=256, singles=2,

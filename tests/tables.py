@@ -100,4 +100,4 @@ if __name__ == "__main__":
         if not args.row:
             sys.exit("--add needs --row, what the row says")
         add(args.add, args.row, args.folder)
-    print("\n".join([*table(), "", *contrast(), "", *table(RESULTS / "other")]))
+    print("\n".join([*table(), "", *table(RESULTS / "before"), "", *contrast(), "", *table(RESULTS / "other")]))

@@ -84,14 +84,14 @@ def test_an_exercise_turns_its_tests_red_and_no_others_and_the_key_turns_them_gr
     assert name not in EDITS or all(test in KEY for test in red)
 
 
-def test_the_problems_text_is_far_harder_to_predict_than_what_a_solver_learns():
+def test_the_problems_text_is_far_harder_to_predict_than_what_a_decomposer_learns():
     from data import load_problems
     from gpt import GPT
     from train import collate, count_learned, make_examples, summed_loss
 
-    model, losses = GPT.from_pretrained(ROOT / "students" / "solver"), []
+    model, losses = GPT.from_pretrained(ROOT / "students" / "decomposer"), []
     for learn_all in (False, True):
-        examples = make_examples(load_problems("demo", "valid", 8), "solver", model, learn_all)
+        examples = make_examples(load_problems("demo", "valid", 8), "decomposer", model, learn_all)
         losses.append(summed_loss(model, *collate(examples, "cpu")).item() / count_learned(examples))
     assert losses[1] > 5 * losses[0]
 

@@ -262,7 +262,7 @@ def test_several_dialogues_of_a_problem_are_those_of_successive_seeds_and_no_two
     ([None, "8", "7", None, "7", None], 2, "2 of 6 dialogues; 3 say nothing, 1 says 8"),
     (["7"] * 5 + [None] * 11, 0, "5 of 16 dialogues; 11 say nothing"),
     (["7"] * 4 + [None] * 12, 0, "unsure: 4 of 16 dialogues; 12 say nothing"),
-    (["7"] * 3 + list("abcdefg") + [None] * 6, 0, "unsure: 3 of 16 dialogues; 6 say nothing, 1 says a, 1 says b, 1 says c, 1 says d, 1 says e, 1 says f, 1 says g"),
+    (["7"] * 3 + list("abcdefg") + [None] * 6, 0, "unsure: 3 of 16 dialogues; 6 say nothing, 1 says a, 1 says b, ..."),
     (["9", "8", "8", "9"], 0, "2 of 4 dialogues, a tie; 2 say 8"),    # of several with as many votes, the one drawn first
     (["7", "7", None, None], 0, "2 of 4 dialogues; 2 say nothing"),    # with nothing there is no tie
     (list("abcd") * 4, 0, "unsure: 4 of 16 dialogues, a tie; 4 say b, 4 say c, 4 say d"),
