@@ -5,7 +5,7 @@ Guidance: every subquestion begins with the operations of its step, "[*] How man
     python students/make/guide.py annotations/bare.jsonl annotations/guided.jsonl
     python train.py --role decomposer --dataset gsm8k --annotations annotations/guided.jsonl
 
-So a decomposer plans and asks in one breath (Shridhar et al., 2023, section 3.2, tell it the
+So a decomposer plans and asks in one breath (Shridhar et al., 2023, tell it the
 operations instead). Of predictions the marks are taken off again, and the scores are printed:
 
     python students/make/guide.py predictions/gsm8k-test-socratic.jsonl
