@@ -1,5 +1,5 @@
 """
-Where does the text come from? A teacher, a large model, writes it; what proves right is kept.
+Where does the text come from? A teacher, a large model, writes it; what passes the checks is kept.
 
     python annotate.py                                            a recorded teacher: no key
     python annotate.py --dataset svamp --teacher NAME --limit 20  OpenAI; key in OPENAI_API_KEY
@@ -33,12 +33,12 @@ from pathlib import Path
 import requests
 
 from data import (CALCULATION, DATASET_HELP, DATASETS, HERE, NUMBER, Problem, Step, calculate,
-                  clean, extract_answer, load_problems, positive, read_lines, read_toml,
+                  clean, extract_answer, is_true, load_problems, positive, read_lines, read_toml,
                   replace_file, run_name, same_answer, segments)
 
 RECORDING = HERE / "students" / "demo-teacher.jsonl"    # a real teacher's replies about the demo
 OPENAI = "https://api.openai.com/v1"
-TEMPERATURE, MAX_TOKENS = 0.7, 1024    # --body changes both
+TEMPERATURE, MAX_TOKENS = 0.7, 1024    # can be changed with --body
 TIMEOUT = 600       # seconds for one reply
 ATTEMPTS = 30       # of one request
 FIRST_WAIT = 1.0    # seconds before the second attempt, then twice as long each time, up to 60
@@ -123,8 +123,8 @@ def read_dialogue(text: str, role: str) -> dict[str, list[str]]:
     """
     {label: its texts} of the dialogue in a reply: the last unbroken run of labelled lines.
 
-    Other text interrupts a run; bold marks, fences and blank lines do not. An earlier run must be
-    a complete draft, with an answer: else the beginning of the dialogue would be lost.
+    Bold marks, fences and blank lines are ignored; any other text ends a run. A run before the
+    last one must be a draft with an answer. Otherwise the dialogue's beginning might be missing.
 
     >>> read_dialogue("Let me see.\\n**Solution:** 3*4 = <<3*4=12>>12\\n\\nAnswer: 12", "cot")
     {'Subquestion': [], 'Solution': ['3*4 = <<3*4=12>>12'], 'Answer': ['12']}
@@ -198,14 +198,15 @@ WRITTEN = re.compile(rf"""
     (?<!\S)([-\d\s.,+*/^()%$=×÷−]{{0,200}})    # 3*4 = at the beginning, or after white space
     <<([^<>=]*)=([^<>=]*)>>                    # <<3*4=12>>
     \$?(-?{NUMBER})                            # 12, where the arithmetic does not go on
-    (?!\s*[*/+^=×÷]|\s+[-−][ ]*\d)""", re.VERBOSE)
+    (?!\s*[*/+^=×÷]|\s*[-−][ ]*\d)""", re.VERBOSE)
 # Other arithmetic: an equals sign, an operator before a number, or - and / between two numbers
 EQUATION = re.compile(r"=|[+*×÷^√]\s*[\d(]|[\d)]\s+[-−/]\s+[\d(]")
 
 def check_calculations(solution: str) -> list[str]:
     """
     The results of a solution's calculations. Rejected unless each is true and written as in the
-    data: the same calculation before it, its result after it, and no other arithmetic anywhere.
+    data: the same calculation before it, its result after it. Other arithmetic is rejected, too,
+    unless it could be a range or a fraction (5-10, 3/4).
 
     >>> check_calculations("They have 3*4 = $<<3*4=12>>12 and 12-5 = <<12-5=7>>7 left.")
     ['12', '7']
@@ -213,11 +214,7 @@ def check_calculations(solution: str) -> list[str]:
     results = []
     for before, expression, result, after in WRITTEN.findall(solution):
         result = result.strip()
-        # It may be rounded, but then it is right to its last digit: 10/3=3.33, not 10/3=3.
-        n_decimals = len(result.partition(".")[2])
-        tolerance = 0.500001 / 10**n_decimals if n_decimals else 0
-        error = calculate(f"({expression})-({result})")
-        if not (calculate(expression) and error) or abs(float(error)) > tolerance:
+        if not is_true(expression, result):
             raise Rejected(f"false arithmetic: {expression}={result}")
         before, same = (re.sub(r"[\s$]", "", text) for text in (before, expression))
         if before != f"{same}=" or after != result:
@@ -242,7 +239,7 @@ def judge_questions(problem, steps) -> None:
 
 def find_numbers(text: str) -> set[str]:
     """
-    The numbers of a text in digits, or in words up to 99. "One" is none: it may be a pronoun.
+    The numbers in digits, or in words up to 99. "One" may be a pronoun, so it does not count.
 
     >>> sorted(find_numbers("Thirty-one of 1,000 pens, one card"))
     ['1000', '31']
@@ -274,8 +271,6 @@ class Replies:
                 file.write("\n")    # where a kill has torn the last row
         self.rows = {self.key(row): row for row in rows if row}
         self.usage = Counter()    # tokens by their kind
-        for row in self.rows.values():
-            self.count(row["reply"])
 
     def key(self, row) -> tuple:
         """What a reply on disk has in common with the one that is wanted."""
@@ -283,8 +278,9 @@ class Replies:
 
     def count(self, reply):
         usage = reply.get("usage")
-        if isinstance(usage, dict):
-            with self.lock:
+        with self.lock:
+            self.usage["replies"] += 1
+            if isinstance(usage, dict):
                 self.usage.update({kind: n for kind, n in usage.items() if type(n) is int})
 
     def get(self, problem, messages, sample) -> dict | None:
@@ -295,6 +291,8 @@ class Replies:
                "request_sha256": sha16(json.dumps([args.base_url, make_body(args, [])])),
                "teacher": args.teacher}
         key = self.key(row)
+        if key in self.rows:
+            self.count(self.rows[key]["reply"])
         if key in self.rows or args.replay:
             return self.rows.get(key)
         try:
@@ -397,7 +395,7 @@ def annotate_all(problems, replies, args):
     """({id: record that is kept}, [rejection], [why a problem is missing])."""
     kept, rejected, missing, start, n = {}, [], [], time.time(), 0
     pool = ThreadPoolExecutor(args.workers)
-    # Another order in each run, so that no few problems can stop it again and again
+    # The order is random, so that the same few bad problems do not stop every run.
     futures = [pool.submit(annotate, problem, replies, args)
                for problem in random.sample(problems, len(problems))]
     try:
@@ -492,7 +490,7 @@ def main(args):
     for reason, n in Counter(missing).most_common():
         print(f"{n:8,} problems missing: {reason}")
     n_in, n_out = replies.usage["prompt_tokens"], replies.usage["completion_tokens"]
-    print(f"{len(replies.rows):,} replies, {n_in:,} prompt tokens, {n_out:,} reply tokens: "
+    print(f"{replies.usage['replies']:,} replies, {n_in:,} prompt tokens, {n_out:,} reply tokens: "
           f"{n_in / len(problems):,.0f} and {n_out / len(problems):,.0f} for each problem")
     if missing and not args.replay:
         print("The same command asks again for what is missing.")

@@ -38,7 +38,8 @@ def predict(args):
                 if problem.answer]    # without a gold answer nothing can be scored
     if not problems:
         raise SystemExit(f"{args.dataset}/{args.split} holds no problem with an answer. (The text "
-                         "of a problem decides its split.) Try: --split all")
+                         "of a problem decides its split.) --split all takes all of the file, "
+                         "what you trained on, too.")
     students = load_students(args)
     header = make_header(args, students, problems)
     path = args.out / f"{run_name(args.dataset)}-{args.split}-{args.method}.jsonl"
@@ -143,15 +144,15 @@ def oracles(args, problems, dialogues):
     if args.method != "socratic":
         return
     gold = [problem.steps for problem in problems]
-    chosen = [i for i in everything if gold[i] and all(step.question for step in gold[i])]
-    yield "gold subquestions", chosen, {
-        "given": [[Step(step.question) for step in gold[i]] for i in chosen]}
+    asked = [i for i in everything if gold[i] and all(step.question for step in gold[i])]
+    given = [[Step(step.question) for step in gold[i]] for i in asked]
+    yield "gold subquestions", asked, {"given": given}
     ours = [dialogue.texts("Subquestion") for dialogue in dialogues]
-    chosen = [i for i in chosen
+    paired = [i for i in asked
               if len(ours[i]) == len(gold[i]) and all(step.solution for step in gold[i])]
-    yield "gold solutions", chosen, {
-        "given": [[Step(question, step.solution) for question, step in zip(ours[i], gold[i])]
-                  for i in chosen]}
+    given = [[Step(question, step.solution) for question, step in zip(ours[i], gold[i])]
+             for i in paired]
+    yield "gold solutions", paired, {"given": given}
 
 def stage(record):
     """Where a dialogue broke, in words."""
@@ -172,7 +173,7 @@ def stage(record):
     return "solver: wrong with gold subquestions"
 
 def is_right(record):
-    """Whether its answer is gold's."""
+    """Whether the answer of a dialogue is the gold answer."""
     return same_answer(record["answer"], record["problem"]["answer"])
 
 # ------------------------------------------------------------ scores: {section: {row: figure}}
@@ -301,17 +302,11 @@ def bleu_of(records):
 
 def compare(path_a, path_b):
     """Two runs on the same problems: who is right where the other is wrong; is it luck?"""
-    runs = []
-    for path in (path_a, path_b):
-        header, records = read_run(path)
-        runs.append({(row["problem"]["id"], row["problem"]["problem"]): is_right(row)
-                     for row in records})
-        if len(records) != header["settings"].get("n"):
-            raise SystemExit(f"{path} is unfinished. Go on with: {header['command']}")
-    a, b = runs
+    a, b = ({(row["problem"]["id"], row["problem"]["problem"]): is_right(row)
+             for row in read_run(path)[1]} for path in (path_a, path_b))
     if a.keys() != b.keys():
-        raise SystemExit("These runs are not of the same problems. Make both with the same "
-                         "--dataset, --split and --limit.")
+        raise SystemExit("These runs are not of the same problems, or one of them is unfinished. "
+                         "Make both with the same --dataset, --split and --limit.")
     pairs = Counter((a[key], b[key]) for key in a)
     both, wins_a, wins_b = pairs[True, True], pairs[True, False], pairs[False, True]
     p = mcnemar(wins_a, wins_b)

@@ -31,7 +31,8 @@ class GPTConfig:    # the names are those of Hugging Face's config.json
     n_head: int = 12
     layer_norm_epsilon: float = 1e-5
 
-# Radford et al. (2019), table 2. Ours: tiny learns most in minutes; nano is half of it, mini twice.
+# Radford et al. (2019), table 2. Ours: tiny learns most within minutes; nano has half as many
+# parameters, mini twice as many.
 SIZES = {
     "nano": GPTConfig(vocab_size=2048, n_embd=96, n_layer=3, n_head=6),
     "tiny": GPTConfig(vocab_size=2048, n_embd=128, n_layer=4, n_head=8),
@@ -125,7 +126,7 @@ class GPT(nn.Module):
     def forward(self, ids, wanted=None):
         """
         Logits (B, T, V) of ids (B, T); with a mask `wanted` (B, T) only those of its N true
-        positions (N, V). In training most are context, and logits are a third of GPT-2's work.
+        positions (N, V). In training many are context, and logits are a third of GPT-2's work.
         """
         position = torch.arange(ids.shape[1], device=ids.device)
         x = self.wte(ids) + self.wpe(position)                          # (B, T, C)
@@ -264,11 +265,11 @@ def read_safetensors(path):
         header = json.loads(data[8:8 + n_header])
         header.pop("__metadata__", None)
         body, tensors, n_bytes = memoryview(data)[8 + n_header:], {}, 0
-        for name, entry in header.items():
+        for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
             start, end = entry["data_offsets"]
-            n_bytes += end - start
-            if not 0 <= start <= end <= len(body):
-                raise ValueError(f"{name} lies outside of the file")
+            if start != n_bytes:
+                raise ValueError(f"there is a gap or an overlap before {name}")
+            n_bytes = end
             if entry["dtype"] in DTYPES:
                 t = torch.frombuffer(body[start:end], dtype=DTYPES[entry["dtype"]])
                 t = t.reshape(entry["shape"])
@@ -294,7 +295,7 @@ def write_safetensors(path, tensors):
     head += b" " * (-len(head) % 8)                                     # the numbers start aligned
     replace_file(path, len(head).to_bytes(8, "little"), head, *chunks)
 
-# What config.json says besides the shape. With other values it would be another function.
+# What config.json says besides the shape. A model with other values computes something else.
 GPT2 = {"model_type": "gpt2", "activation_function": "gelu_new", "scale_attn_weights": True,
         "scale_attn_by_inverse_layer_idx": False}
 

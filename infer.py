@@ -154,10 +154,10 @@ class Job:
     def file_turn(self):
         """Add the turn to the dialogue. Without a label it gets the kind that the role writes."""
         text = self.text.decode(errors="replace")
-        kind, colon, rest = text.partition(":")
-        if not colon or kind not in ("Subquestion", "Solution", "Answer"):
-            kind, rest = "Subquestion" if self.role == "decomposer" else "Solution", text
-        self.dialogue.turns.append(Turn(self.role, kind, rest.strip()))
+        match = re.match("(Subquestion|Solution|Answer):(.*)", text)
+        usual = "Subquestion" if self.role == "decomposer" else "Solution"
+        kind, said = match.groups() if match else (usual, text)
+        self.dialogue.turns.append(Turn(self.role, kind, said.strip()))
         self.n_turns, self.n_written = self.n_turns + 1, 0
         if kind == "Answer":
             self.dialogue.answer = extract_answer(text)
@@ -217,8 +217,8 @@ def solve(problems, students, method="socratic", batch_size=64, temperature=None
           n_samples=1, calculator=True, explain=False, given=None):
     """
     Solve problems [Problem] with students {role: Student}. Returns [Dialogue], in the same order.
-    Of each problem n_samples are drawn, and the one is returned that the vote elects. No two seeds
-    share a dialogue.
+    Of each problem n_samples are drawn, and the vote elects the one that is returned. With the
+    same n_samples, no two seeds share a dialogue.
 
     given       [[Step, ...], ...], a list for each dialogue: the solver gets these steps and fills
                 the solutions that are empty; nobody is asked
@@ -278,7 +278,7 @@ def load_students(args):
     for folder in folders:
         model = GPT.from_pretrained(folder).to(device, dtype).eval()
         limit_threads(model)
-        role, read = model.info.get("role"), model.info.get("dataset")
+        role, read = (model.info.get(key, "unknown") for key in ("role", "dataset"))
         students[role] = Student(role, model, model.get_tokenizer(), folder)
         read = "demo, and knows no other wording" if read == "demo" else read
         print(f"{role:10s} | {folder} (has read {read})", file=sys.stderr)
@@ -289,7 +289,7 @@ def load_students(args):
 # ------------------------------------------------------------ the screen and the command
 
 def print_dialogue(dialogue):
-    print(f"\nProblem: {dialogue.problem.problem}")    # as the shell has passed it on
+    print(f"\nProblem: {dialogue.problem.problem}")
     for turn in dialogue.turns:
         print(f"{turn.speaker:10s} | {turn.kind}: {turn.text}")
     if dialogue.ended != "finished":
@@ -350,7 +350,7 @@ def parse_args(argv=None):
     add("--samples", type=positive,
         help=f"dialogues that vote, drawn at temperature {TEMPERATURE}; 1: the likeliest tokens "
         "(None: 16 for students from scratch, else 1; eval.py draws 1 if nothing is said)")
-    add("--seed", type=int, default=0, help="of the draws, together with the problem's text")
+    add("--seed", type=int, default=0, help="of the random draws, which also depend on the text")
     return parser.parse_args(argv)
 
 def main(args):
@@ -368,7 +368,7 @@ def main(args):
                          "  python infer.py 'Ava had 3 boxes of 4 pens. How many pens had Ava?'")
     students = load_students(args)
     from_scratch = all(student.model.is_from_scratch() for student in students.values())
-    n_samples = args.samples or (16 if from_scratch and not args.explain else 1)
+    n_samples = 1 if args.explain else args.samples or (16 if from_scratch else 1)
     for batch in chunks(problems, 64 if args.json else 1):
         for dialogue in solve(batch, students, args.method, seed=args.seed, n_samples=n_samples,
                               calculator=args.calculator, explain=args.explain):

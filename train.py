@@ -197,7 +197,7 @@ def train(model, examples, valid, settings, args, device, dtype):
     autocast = torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
     # Small gradients vanish in float16. The scaler multiplies the loss to prevent that.
     scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
-    parts = [model, *optimizers, scaler]    # all that changes
+    parts = [model, *optimizers, scaler]    # all that a step changes
     log = resume(out / "resume.pt", parts, settings) if args.resume else []
     n_done = log[-1]["step"] if log else 0
     print(f"-> {out}, after step {n_done}")
@@ -219,10 +219,10 @@ def train(model, examples, valid, settings, args, device, dtype):
         if math.isfinite(loss + norm):
             for optimizer in optimizers:
                 scaler.step(optimizer)
-        elif not math.isfinite(loss) or scaler.get_scale() <= 1:    # 1: not float16
+        elif scaler.get_scale() <= 1 or not math.isfinite(loss):    # no overflow of float16
             raise SystemExit(f"Step {step}: the loss is {loss}, the gradient norm {norm}. Try a "
                              f"smaller --lr. {out} holds the student of step {best_of(log)[1]}.")
-        scaler.update()    # after an overflow in float16 it multiplies by less
+        scaler.update()    # after such an overflow it multiplies by less
         n_tokens += sum(map(length, itertools.chain(*step_batches)))
         if RANK > 0:    # the first process prints, validates and saves
             continue
@@ -298,9 +298,9 @@ def load_examples(args, model):
         valid = make_examples(problems[::20], role, model)
         del problems[::20]
     examples = make_examples(problems, role, model, args.learn_all)
-    print(f"{len(examples):,} of {len(problems):,} problems hold what a {role} learns and fit it")
+    print(f"{len(examples):,} of {len(problems):,} problems hold what this role learns and fit it")
     if not (examples and valid):
-        raise SystemExit(f"Too few problems hold what a {role} learns. A teacher writes it:\n"
+        raise SystemExit(f"Too few problems hold what this role learns. A teacher writes it:\n"
                          f"  python annotate.py --dataset {args.dataset[0]} --teacher NAME\n"
                          "Then add: --annotations, and the file that annotate.py names")
     first = next(problem for problem in problems if can_learn(problem, role))
@@ -390,4 +390,4 @@ if __name__ == "__main__":
     except KeyboardInterrupt:
         if Path(args.out, "resume.pt").exists():
             sys.exit("\nInterrupted. With --resume it goes on from the last validation.")
-        sys.exit("\nInterrupted before the first validation: nothing was saved.")
+        sys.exit("\nInterrupted before the first validation. With --resume it begins anew.")

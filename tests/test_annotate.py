@@ -201,7 +201,7 @@ def test_what_is_not_in_the_form_or_not_true_is_rejected_with_its_reason(text, r
     ("In 5-10 minutes, on 1/2 of the days, 12-5 = <<12-5=7>>7", ["7"]),    # a range and a share are no arithmetic
     ("She had 5. 5-3 = <<5-3=2>>2", None), ("2 x 3 = <<2*3=6>>6", None), ("10/3 = <<10/3=3>>3", None),
     ("1/2 hour = <<1/2=30>>30 minutes", None), ("√9*2 = <<9*2=18>>18", None), ("so,9*2 = <<9*2=18>>18", None),
-    ("9*2 = <<9*2=18>>18 or 2*9=18", None), ("9*2 = <<9*2=18>>18 (18 - 9 was 8)", None),
+    ("9*2 = <<9*2=18>>18 or 2*9=18", None), ("9*2 = <<9*2=18>>18-3 pens", None), ("9*2 = <<9*2=18>>18 (18 - 9 was 8)", None),
 ])
 def test_a_calculation_is_true_and_stands_as_in_the_data(solution, results):
     with contextlib.nullcontext() if results is not None else pytest.raises(Rejected):
@@ -304,7 +304,7 @@ def test_a_refusal_is_no_reply_and_the_same_command_asks_again(fault, capsys):
 def test_what_was_paid_is_counted_whatever_came_of_it(capsys):
     with FakeTeacher(PROBLEMS, ["no choices", "length", "wrong"]) as server:
         assert run(server, limit=2)[0] == 1
-    assert "3 replies, 1,207 prompt tokens, 183 reply tokens" in shown(capsys)
+    assert "4 replies, 1,207 prompt tokens, 183 reply tokens" in shown(capsys)
 
 @pytest.mark.parametrize("fault, words", [("401", "401 .*Incorrect API key"), ("400", "maximum context length"), ("200 html", "log in")])
 @pytest.mark.parametrize("workers", [1, 8])
@@ -710,6 +710,6 @@ def test_a_damaged_recording_is_one_clear_line(line):
 def test_whatever_else_a_row_says_breaks_nothing_and_counts_only_where_it_is_a_number(damage, capsys):
     Path("a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in (ROW | damage, ROW | {"id": PROBLEMS[1].id})))
     assert main("--dataset", "mine.jsonl", "--replay", "a.jsonl") == 1, "the second row is about another text"
-    found = [record.id for record in records()]
-    assert found == [PROBLEMS[0].id] * (not {"id", "sample", "problem_sha256"} & damage.keys())
-    assert f"2 replies, {400 if 'reply' in damage else 800} prompt tokens" in shown(capsys)
+    n_used = int(not {"id", "sample", "problem_sha256"} & damage.keys())
+    assert [record.id for record in records()] == [PROBLEMS[0].id] * n_used
+    assert f"{n_used} replies, {0 if 'reply' in damage else 400 * n_used} prompt tokens" in shown(capsys)

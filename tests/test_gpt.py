@@ -341,6 +341,7 @@ ONE = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
     {"a": ONE, "b": ONE},
     {"a": ONE, "b": ONE | {"data_offsets": [4, 8], "shape": [1]}},
     {"a": ONE | {"data_offsets": [0, 4], "shape": [1]}},
+    {"a": ONE | {"data_offsets": [0, 4], "shape": [1]}, "b": ONE | {"data_offsets": [0, 4], "shape": [1]}},    # as many bytes
     {"a": {"dtype": "F32", "shape": [0, 2**63], "data_offsets": [0, 0]}, "b": ONE},
     {"a": {"dtype": "F32", "shape": [2**62, 2**62, 0], "data_offsets": [0, 0]}, "b": ONE},
     {"a": {"dtype": "F32", "shape": [0, -1], "data_offsets": [0, 0]}, "b": ONE},

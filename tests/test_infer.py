@@ -311,10 +311,15 @@ def test_the_command_prints_who_answers_and_who_writes_what(command, capsys):
     tiny_student("cot", dataset="demo+mine").save_pretrained("mine")    # it has read other texts too
     infer.load_students(infer.parse_args(["--method", "cot", "--students", "mine"]))
     assert "has read demo+mine)" in capsys.readouterr().err
+    plain = tiny_student("cot")    # a GPT-2 that is nobody's student
+    plain.info = {"tokenizer": "tiny"}
+    plain.save_pretrained("plain")
+    with pytest.raises(SystemExit, match="--method cot needs one student of each role: cot"):
+        infer.load_students(infer.parse_args(["--method", "cot", "--students", "plain"]))
 
 
 def test_students_from_scratch_draw_16_dialogues_and_an_explanation_is_of_one(command):
-    for flags, n in (([], 16), (["--samples", "3"], 3), (["--explain"], 1)):
+    for flags, n in (([], 16), (["--samples", "3"], 3), (["--explain"], 1), (["--explain", "--samples", "3"], 1)):
         out = command("Ben had 5 pens.", "--json", *flags).out
         assert len(json.loads(out.splitlines()[-1])["answers"]) == n
 

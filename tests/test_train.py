@@ -199,7 +199,7 @@ def test_examples_that_do_not_fit_are_left_out_whole_and_counted(monkeypatch, ca
     monkeypatch.setattr(train, "load_problems", lambda *_: [PROBLEM, long, bare, bare])
     examples, valid = train.load_examples(train.parse_args(["--role", "solver"]), tiny_student("solver"))
     assert len(examples) == len(valid) == 1
-    assert "1 of 4 problems hold what a solver learns and fit it" in capsys.readouterr().out
+    assert "1 of 4 problems hold what this role learns and fit it" in capsys.readouterr().out
 
 def test_a_mixture_is_every_data_set_up_to_the_limit_and_its_run_says_so(tmp_path, small, capsys):
     few, mine = str(tmp_path / "few.jsonl"), write(tmp_path / "mine.jsonl", ava(60))
@@ -223,7 +223,7 @@ def test_a_role_without_enough_to_learn_names_the_command_that_helps(tmp_path):
     bare = [Problem(f"b-{i}", f"Who has {i} pens?", [], str(i)) for i in range(30)]
     for problems in (bare, [*bare, PROBLEM]):
         mine = write(tmp_path / "mine.jsonl", problems)
-        with pytest.raises(SystemExit, match="Too few .* what a solver learns.*\n  python annotate.py --dataset .*mine.jsonl"):
+        with pytest.raises(SystemExit, match="Too few .* what this role learns.*\n  python annotate.py --dataset .*mine.jsonl"):
             run(tmp_path, "--dataset", mine)
         assert not (tmp_path / "run").exists(), "the folder is free for the next try"
 
@@ -338,7 +338,7 @@ def test_a_folder_that_cannot_be_written_is_told_at_the_start(tmp_path, small, m
     with pytest.raises(SystemExit, match=f"{place} cannot be used: "):
         run(tmp_path, out=place)
 
-@pytest.mark.parametrize("saved, words", [(False, "before the first validation: nothing was saved"), (True, "--resume .*goes on")])
+@pytest.mark.parametrize("saved, words", [(False, "before the first validation. With --resume it begins anew"), (True, "--resume .*goes on")])
 def test_ctrl_c_is_one_line_that_says_what_was_saved(tmp_path, monkeypatch, saved, words):
     (tmp_path / "run").mkdir()
     if saved:

@@ -159,8 +159,7 @@ def main(args):
             new = renumber(problem, random.Random(f"{args.seed}-{copy}-{problem.id}"))
             n_new += new is not None
             records.append(replace(new or problem, id=f"{problem.id}-{copy}"))
-    for problem in load_problems("gsm8k", "valid"):
-        records.append(replace(problem, id=problem.id.replace("train", "valid")))
+    records += load_problems("gsm8k", "valid")
     replace_file(args.file, *(f"{record.to_json()}\n".encode() for record in records))
     print(f"{args.file}: {len(records):,} problems, {n_new:,} of them with other numbers")
 

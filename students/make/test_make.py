@@ -316,7 +316,7 @@ def test_a_third_of_gsm8k_can_be_told_with_other_numbers_and_all_of_it_is_true(t
 def test_the_file_holds_every_problem_and_says_which_ones_are_new(tmp_path, monkeypatch):
     gsm8k = {"train": [Problem("gsm8k-train-0", PENS.problem, PENS.steps, PENS.answer),
                        Problem("gsm8k-train-1", "No numbers?", [Step("", "None.")], "5")],
-             "valid": [Problem("gsm8k-train-2", PENS.problem, PENS.steps, PENS.answer)]}
+             "valid": [Problem("gsm8k-valid-2", PENS.problem, PENS.steps, PENS.answer)]}
     monkeypatch.setattr(tool, "load_problems", lambda name, split: gsm8k[split])
     path = tmp_path / "new.jsonl"
     tool.main(tool.parse_args([str(path), "--copies", "2"]))
