@@ -184,7 +184,8 @@ def can_learn(problem: Problem, role: str) -> bool:
 def encode(parts: list[Segment], tokenizer):
     """
     (ids, targets), two lists of length T. targets[t] is the token that follows ids[t] if the
-    student learns to write it, else IGNORE. The last target is the end token.
+    student learns to write it, else IGNORE. The last target is the end token: of the context A A
+    and the learned text B C the ids are A A B C and the targets IGNORE B C end.
     """
     ids, learned = [], []
     for part in parts:

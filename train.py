@@ -106,7 +106,7 @@ def collate(batch, device):
 def summed_loss(model, ids, targets):
     """The cross entropy of the learned tokens, added up; ids and targets are (B, T)."""
     learned = targets != IGNORE                                         # (B, T)
-    logits = model(ids, learned)                                        # (N, V)
+    logits = model(ids, learned)                       # (N, V): no others are needed
     return F.cross_entropy(logits.float(), targets[learned], reduction="sum")
 
 def backward(model, micro_batches, n_learned, autocast, scaler):

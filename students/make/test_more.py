@@ -8,6 +8,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 
 import more
+import single
 from programs import ask, read_program, solve
 
 from data import Problem, Step
@@ -101,3 +102,11 @@ def test_a_problem_like_one_of_a_test_is_dropped_whatever_its_numbers_are():
         with pytest.raises(ValueError, match="like a problem of a test"):
             convert(PENS, PROGRAM, more.runs(test))
     convert(PENS, PROGRAM, more.runs("Ada has 3 boxes with 4 cups each. She loses 5. Why?"))
+
+def test_a_problem_with_a_mixed_step_is_left_out(tmp_path):
+    sums = Problem("a", "How many?", [Step("", "3+4+5 = <<3+4+5=12>>12")], "12")
+    mixed = Problem("b", "How many?", [*sums.steps, Step("", "12*2-5 = <<12*2-5=19>>19")], "19")
+    write = tmp_path / "more.jsonl"
+    write.write_text(f"{sums.to_json()}\n{mixed.to_json()}\n")
+    single.main(write, tmp_path / "single.jsonl")
+    assert (tmp_path / "single.jsonl").read_text() == f"{sums.to_json()}\n"
