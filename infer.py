@@ -344,7 +344,7 @@ def parse_args(argv=None):
     add("problem", nargs="?", help="the problem (None: standard input; at a terminal, a prompt)")
     add("--file", help="one problem per line: text, or records of data.py (- is standard input)")
     add("--json", action="store_true", help="print one JSON object per problem")
-    add("--explain", action="store_true", help="one dialogue token by token, the likeliest; no vote")
+    add("--explain", action="store_true", help="print the likeliest dialogue, token by token")
     add("--dataset", default="demo", help="use your students of this data set")
     add_student_flags(add)
     add("--samples", type=positive,
