@@ -270,7 +270,7 @@ class Replies:
             with open(path, "a") as file:
                 file.write("\n")    # where a kill has torn the last row
         self.rows = {self.key(row): row for row in rows if row}
-        self.usage = Counter()    # tokens by their kind
+        self.usage = Counter()    # replies that this run has used, and tokens by their kind
 
     def key(self, row) -> tuple:
         """What a reply on disk has in common with the one that is wanted."""
@@ -293,8 +293,9 @@ class Replies:
         key = self.key(row)
         if key in self.rows:
             self.count(self.rows[key]["reply"])
-        if key in self.rows or args.replay:
-            return self.rows.get(key)
+            return self.rows[key]
+        if args.replay:    # the recording holds no more
+            return None
         try:
             row["reply"] = self.ask(make_body(args, messages, sample))
             with self.lock, open(self.path, "a") as file:
@@ -380,7 +381,7 @@ def annotate(problem, replies, args):
     rejected, messages = [], make_messages(problem, args.mode, args.dataset)
     for sample in range(args.tries):
         row = replies.get(problem, messages, sample)
-        if row is None:    # the recording holds no more
+        if row is None:
             break
         try:
             return judge(problem, row["reply"], args.mode, row["teacher"]), rejected

@@ -302,11 +302,17 @@ def bleu_of(records):
 
 def compare(path_a, path_b):
     """Two runs on the same problems: who is right where the other is wrong; is it luck?"""
-    a, b = ({(row["problem"]["id"], row["problem"]["problem"]): is_right(row)
-             for row in read_run(path)[1]} for path in (path_a, path_b))
+    runs = []
+    for path in (path_a, path_b):
+        header, records = read_run(path)
+        runs.append({(row["problem"]["id"], row["problem"]["problem"]): is_right(row)
+                     for row in records})
+        if len(records) != header["settings"].get("n"):
+            raise SystemExit(f"{path} is unfinished. Go on with: {header['command']}")
+    a, b = runs
     if a.keys() != b.keys():
-        raise SystemExit("These runs are not of the same problems, or one of them is unfinished. "
-                         "Make both with the same --dataset, --split and --limit.")
+        raise SystemExit("These runs are not of the same problems. Make both with the same "
+                         "--dataset, --split and --limit.")
     pairs = Counter((a[key], b[key]) for key in a)
     both, wins_a, wins_b = pairs[True, True], pairs[True, False], pairs[False, True]
     p = mcnemar(wins_a, wins_b)

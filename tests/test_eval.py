@@ -408,7 +408,7 @@ def test_pairs_by_hand_whatever_their_order(command, capsys):
     ("not of the same problems", [record(name="0"), record(name="2")], {}),                                       # another id
     ("not of the same problems", [record(name="0"), record(name="1", problem="Who?")], {}),                      # another text
     ("not of the same problems", [record(name="0")], {}), ("not of the same problems", [record(name=n) for n in "012"], {}),
-    ("one of them is unfinished", [record(name="0")], {"n": 2})])
+    (r"b\.jsonl is unfinished. Go on with: python eval.py --method cot", [record(name="0"), record(name="1")], {"n": 3})])
 def test_runs_of_other_problems_or_unfinished_ones_are_not_compared(command, words, others, settings):
     write_run("a.jsonl", [record(name="0"), record(name="1")])
     write_run("b.jsonl", others, **settings)

@@ -21,15 +21,17 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from data import CALCULATION, Problem, Step, read_lines, replace_file
 from eval import bleu_of, print_scores, read_run, score
 
+def operators(text: str) -> list[str]:
+    """An operator stands behind a number, a bracket or a percent sign: -5 alone has none."""
+    return re.findall(r"(?<=[\d)%])\s*([-+*/])", text)
+
 def mark(step: Step) -> Step:
     """
     >>> mark(Step("How many pens are left?", "3*4 = <<3*4=12>>12, 12-5-1 = <<12-5-1=6>>6")).question
     '[*--] How many pens are left?'
     """
     calculations = " ".join(left for left, _ in CALCULATION.findall(step.solution))
-    # An operator stands behind a number, a bracket or a percent sign: -5 alone has none.
-    operators = re.findall(r"(?<=[\d)%])\s*([-+*/])", calculations)
-    return replace(step, question=f"[{''.join(operators)}] {step.question}")
+    return replace(step, question=f"[{''.join(operators(calculations))}] {step.question}")
 
 def strip(text: str) -> str:
     """

@@ -6,11 +6,12 @@ Leave out problems with a step that mixes kinds of operations, as 3*4-5: nothing
 Percentages may multiply and divide at once, as in 40*(75/100).
 """
 
-import re
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from guide import operators
 
 from data import CALCULATION, Problem, read_lines, replace_file
 
@@ -19,7 +20,7 @@ def is_single(expression: str) -> bool:
     >>> is_single("3+4+5"), is_single("3*4-5"), is_single("40*(75/100)"), is_single("40*(3/4)")
     (True, False, True, False)
     """
-    kinds = set(re.findall(r"(?<=[\d)%.])\s*([-+*/])", expression))
+    kinds = set(operators(expression))
     is_percentage = kinds == {"*", "/"} and "/100" in expression.replace(" ", "")
     return len(kinds) < 2 or is_percentage
 
