@@ -3,12 +3,15 @@ When does splitting help? The budget and the scores of a contrast between a pair
 of thought and one unified student (its commands are in students/results/splitting).
 
     python students/make/contrast.py steps counted.jsonl 900
-    python students/make/contrast.py score right.svg predictions/splitting/*-1?
+    python students/make/contrast.py keep outcomes.gz predictions/splitting/*-1?
+    python students/make/contrast.py score outcomes.gz right.svg
 
-`steps` prints how many training steps of each student cost what `cot` costs at 900. `score` reads
-folders of eval.py's predictions, one for each arm and seed (cot-11, pair-11), and draws a picture.
+`steps` prints how many training steps of each student cost what `cot` costs at 900. `keep` reads
+folders of eval.py's predictions, one for each arm and seed (cot-11, pair-11), and keeps of each
+story whether it came out right. `score` prints all tables of that and draws a picture.
 """
 
+import gzip
 import itertools
 import math
 import re
@@ -19,7 +22,7 @@ from statistics import mean, stdev
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from data import load_problems, replace_file
+from data import load_problems, read_lines, replace_file
 from eval import is_right, read_run
 from gpt import GPT, SIZES
 from train import count_learned, endless_batches, length, make_examples
@@ -69,11 +72,36 @@ def read_outcomes(folders):
 
 def read_outcome(record, method):
     # Chain of thought shows its steps as solutions, the others as subquestions.
-    kind, problem = "Solution" if method == "cot" else "Subquestion", record["problem"]
-    n_ours, n_steps = sum(turn["kind"] == kind for turn in record["turns"]), len(problem["steps"])
-    n_distractors = int(re.search(r"-(\d+)distractors-", problem["id"])[1])
-    counted = None if method == "answer" else n_ours == n_steps
-    return Outcome(is_right(record), counted, n_steps, n_distractors)
+    kind, steps = "Solution" if method == "cot" else "Subquestion", record["problem"]["steps"]
+    n_ours = sum(turn["kind"] == kind for turn in record["turns"])
+    counted = None if method == "answer" else n_ours == len(steps)
+    return Outcome(is_right(record), counted, *read_id(record["problem"]["id"]))
+
+def read_id(name):
+    return map(int, re.search(r"-(\d+)steps-(\d+)distractors-", name).groups())
+
+def write_table(arms):
+    """
+    A line for each story. A column for each arm and seed holds two digits: whether it came out
+    right, and whether it had the right number of steps (- if that is not known).
+    """
+    runs = {f"{arm}-{seed}": its for arm, seeds in arms.items() for seed, its in seeds.items()}
+    lines = [["id", *runs]]
+    for name in next(iter(runs.values())):
+        outcomes = [its[name] for its in runs.values()]
+        lines.append([name, *(f"{one.right:d}{'-' if one.counted is None else int(one.counted)}"
+                              for one in outcomes)])
+    return gzip.compress("".join(" ".join(line) + "\n" for line in lines).encode(), mtime=0)
+
+def read_table(path):
+    (_, *runs), *rows = read_lines(path, str.split)
+    arms = defaultdict(dict)
+    for run, cells in zip(runs, zip(*(row[1:] for row in rows), strict=True), strict=True):
+        arm, _, seed = run.rpartition("-")
+        arms[arm][seed] = {
+            row[0]: Outcome(cell[0] == "1", {"-": None}.get(cell[1], cell[1] == "1"),
+                            *read_id(row[0])) for row, cell in zip(rows, cells)}
+    return arms
 
 def percent(hits):
     hits = [*hits]
@@ -146,5 +174,7 @@ if __name__ == "__main__":
     what, file, *rest = sys.argv[1:]
     if what == "steps":
         print_steps(file, list(map(int, rest)))
+    elif what == "keep":
+        replace_file(Path(file), write_table(read_outcomes(rest)))
     else:
-        replace_file(Path(file), plot(print_scores(read_outcomes(rest))).encode())
+        replace_file(Path(rest[0]), plot(print_scores(read_table(file))).encode())

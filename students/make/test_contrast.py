@@ -38,6 +38,8 @@ def test_only_the_primary_set_counts_and_the_right_number_of_steps_is_read_by_me
     arms = contrast.read_outcomes([write_predictions(tmp_path / "cot-11", "cot", cot),
                                    write_predictions(tmp_path / "pair-11", "socratic", pair),
                                    write_predictions(tmp_path / "answer-11", "answer", answer)])
+    (tmp_path / "kept.gz").write_bytes(contrast.write_table(arms))
+    assert contrast.read_table(tmp_path / "kept.gz") == arms    # nothing is lost on the way
     cot, pair = arms["cot"]["11"], arms["pair"]["11"]
     assert contrast.figures(cot, pair) == [50, 50, 50, 50]
     assert contrast.figures(pair, cot) == [75, 100, 75, 50]
