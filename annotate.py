@@ -56,6 +56,8 @@ def make_messages(problem: Problem, mode: str, dataset: str) -> list[dict]:
     messages = []
     for text in table["examples"][dataset].strip().split("\n\n"):
         example = read_example(text)
+        if not problem.evidence:    # then no example shows any either
+            example.evidence = []
         messages.append({"role": "user", "content": make_question(example, role, mode)})
         messages.append({"role": "assistant", "content": make_reply(example, role)})
     messages.append({"role": "user", "content": make_question(problem, role, mode)})

@@ -52,11 +52,13 @@ def test_predictions_of_other_problems_or_unfinished_ones_are_refused(tmp_path):
     with pytest.raises(SystemExit, match="pair-11.*other problems"):
         contrast.read_outcomes([one, two])
 
-def test_p_values_and_intervals_agree_with_the_tables_of_students_t():
+def test_p_values_and_intervals_agree_with_the_tables_of_students_t(capsys):
     for df, t in contrast.T_95.items():
         assert contrast.p_value(t, df) == pytest.approx(0.05, abs=1e-4)
     assert contrast.p_value(-4.032, 5) == pytest.approx(0.01, abs=1e-4)
     middle, half, p = contrast.interval([4.6, 10.4, 1.2, 12.2])    # 7.1, standard deviation 5.1
     assert (round(middle, 1), round(middle - half, 1), round(middle + half, 1)) == (7.1, -1.0, 15.2)
     assert 0.05 < p < 0.1
+    contrast.print_differences(100, 10, 20, 30, 12, 23, 34)    # 2, 3 and 4 points: 3 +- 2.48
+    assert capsys.readouterr().out.startswith("the second arm has +3.00 points, +0.52 to +5.48, p")
     assert contrast.holm(0.01, 0.04) == [0.02, 0.04] and contrast.holm(0.9, 0.03) == [0.9, 0.06]
