@@ -416,15 +416,13 @@ def load_file(path, split) -> list[Problem]:
 
 def load_gsm8k(split) -> list[Problem]:
     """Its answers are lines `subquestion ** solution`, then `#### number`."""
-    part = "test" if split == "test" else "train"
-    rows = read_lines(find_file(f"gsm8k/{part}_socratic.jsonl"))
+    path = find_file(f"gsm8k/{'test' if split == 'test' else 'train'}_socratic.jsonl")
     problems = []
-    for n, row in enumerate(rows):
+    for n, row in enumerate(read_lines(path)):
         *lines, answer = row["answer"].split("\n")
         steps = [Step(*line.split(" ** ")) for line in lines]
-        its = "valid" if part == "train" and n >= len(rows) - 512 else part
-        problems.append(Problem(f"gsm8k-{its}-{n}", row["question"], steps, read_gold(answer)))
-    return [problem for problem in problems if f"-{split}-" in problem.id]
+        problems.append(Problem(f"gsm8k-{split}-{n}", row["question"], steps, read_gold(answer)))
+    return {"train": problems[:-512], "valid": problems[-512:], "test": problems}[split]
 
 def load_svamp(split) -> list[Problem]:
     """Test: SVAMP's 237 problems with two operators. Else ASDiv's: every tenth is for valid."""
