@@ -512,10 +512,10 @@ def main(args):
         fits = [segments(problem, role) for problem in problems if can_learn(problem, role)]
         print(f"\n{role}: {len(fits):,} of {len(problems):,} training problems hold what it "
               "learns to write (marked)")
-        for parts in fits[:1]:
-            ids, targets = encode(parts, tokenizer)
+        if fits:
+            ids, targets = encode(fits[0], tokenizer)
             n_learned = sum(target != IGNORE for target in targets)
-            print(f"{show(parts)}\n[{len(ids)} tokens, {n_learned} learned]")
+            print(f"{show(fits[0])}\n[{len(ids)} tokens, {n_learned} learned]")
 
 if __name__ == "__main__":
     sys.stdout.reconfigure(errors="replace")    # a console that lacks a letter shows "?"
