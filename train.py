@@ -142,10 +142,10 @@ def validate(model, batches, autocast):
 
 def learning_rate(step, n_steps, peak):
     """A linear warm-up, then half a cosine down to zero."""
-    n_rising = max(1, int(WARMUP * n_steps))
+    n_rising = int(WARMUP * n_steps)
     if step < n_rising:
         return peak * (step + 1) / n_rising
-    return peak * 0.5 * (1 + math.cos(math.pi * (step - n_rising) / max(1, n_steps - n_rising)))
+    return peak * 0.5 * (1 + math.cos(math.pi * (step - n_rising) / (n_steps - n_rising)))
 
 class Muon(torch.optim.Optimizer):
     """
