@@ -17,7 +17,6 @@ the problem, are left out.
 """
 
 import argparse
-import hashlib
 import json
 import os
 import random
@@ -34,7 +33,7 @@ import requests
 
 from data import (CALCULATION, DATASET_HELP, DATASETS, HERE, NUMBER, Problem, Step, calculate,
                   clean, extract_answer, is_true, load_problems, positive, read_lines, read_toml,
-                  replace_file, run_name, same_answer, segments)
+                  replace_file, run_name, same_answer, segments, sha256)
 
 RECORDING = HERE / "students" / "demo-teacher.jsonl"    # a real teacher's replies about the demo
 OPENAI = "https://api.openai.com/v1"
@@ -374,7 +373,7 @@ def make_body(args, messages, sample=0) -> dict:
     return {name: value for name, value in body.items() if value is not None}
 
 def sha16(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    return sha256(text.encode())[:16]
 
 # ------------------------------------------------------------ the run
 

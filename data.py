@@ -333,13 +333,16 @@ def read_toml(name):
 def find_file(name: str) -> Path:
     """The path of an author's file: downloaded if it is not there, and always checked."""
     path = Path(os.environ.get("SOCRATIC_DATA") or "data") / name
-    url, sha256 = read_toml("sources.toml")[name]
+    url, known = read_toml("sources.toml")[name]
     if not path.is_file():
         download(url, path)
-    if hashlib.sha256(path.read_bytes()).hexdigest() != sha256:
-        raise SystemExit(f"{path} is not the file this code knows: its sha256 is not {sha256}.\n"
+    if sha256(path.read_bytes()) != known:
+        raise SystemExit(f"{path} is not the file this code knows: its sha256 is not {known}.\n"
                          f"  Delete it to have it downloaded again from {url}")
     return path
+
+def sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
 
 def download(url: str, path: Path) -> None:
     """Fetch `url` into `path`; under a temporary name until it is whole."""
@@ -400,7 +403,7 @@ def splits_of(dataset) -> tuple:
 
 def split_of(text: str) -> str:
     """The split of a text by its sha256: 1 of 10 is test, 1 of 10 valid, the rest train."""
-    bucket = int(hashlib.sha256(clean(text).encode()).hexdigest(), 16) % 10
+    bucket = int(sha256(clean(text).encode()), 16) % 10
     return {0: "test", 1: "valid"}.get(bucket, "train")
 
 def load_file(path, split) -> list[Problem]:

@@ -14,7 +14,6 @@ Writes  predictions/<dataset>-<split>-<method>.jsonl    the settings, then a dia
 """
 
 import argparse
-import hashlib
 import html
 import json
 import math
@@ -27,7 +26,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from data import (DATASET_HELP, Problem, Step, clean, load_problems, positive, read_lines,
-                  read_toml, replace_file, run_name, same_answer)
+                  read_toml, replace_file, run_name, same_answer, sha256)
 from infer import TEMPERATURE, Dialogue, Turn, add_student_flags, chunks, load_students, solve
 
 # ------------------------------------------------------------ predictions: one record per dialogue
@@ -67,21 +66,18 @@ def make_header(args, students, problems):
     flags = ("split", "method", "calculator", "samples", "diagnose", "batch_size", "dtype")
     settings = {"dataset": run_name(args.dataset)} | {flag: getattr(args, flag) for flag in flags}
     texts = "\n".join(problem.to_json() for problem in problems)
-    settings |= {"n": len(problems), "problems_sha256": sha256(texts.encode())}
+    # 16 digits of a sha256 are enough to tell two files apart.
+    settings |= {"n": len(problems), "problems_sha256": sha256(texts.encode())[:16]}
     trained_by, curves = {}, {}
     for role, student in students.items():
         folder = Path(student.folder)
         settings["device"] = student.model.wte.weight.device.type
-        settings[f"{role}_sha256"] = sha256((folder / "model.safetensors").read_bytes())
+        settings[f"{role}_sha256"] = sha256((folder / "model.safetensors").read_bytes())[:16]
         trained_by[role] = student.model.info.get("command")
         log = read_lines(folder / "log.jsonl") if (folder / "log.jsonl").exists() else []
         curves[role] = [(line["step"], line["loss"]) for line in log if "loss" in line]
     return {"settings": settings, "command": shlex.join(["python", "eval.py", *sys.argv[1:]]),
             "trained_by": trained_by, "curves": curves}
-
-def sha256(data):
-    """16 digits are enough to tell two files apart."""
-    return hashlib.sha256(data).hexdigest()[:16]
 
 def solve_batch(args, problems, students):
     """A record a problem: its dialogue, and the answers with an oracle (see `oracles`)."""
