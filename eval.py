@@ -23,6 +23,7 @@ import sys
 import time
 from collections import Counter
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 from data import (DATASET_HELP, Problem, Step, clean, load_problems, positive, read_lines,
@@ -81,14 +82,12 @@ def make_header(args, students, problems):
 
 def solve_batch(args, problems, students):
     """A record a problem: its dialogue, and the answers with an oracle (see `oracles`)."""
-    def run(problems, calculator=args.calculator, **options):
-        return solve(problems, students, args.method, args.batch_size, calculator=calculator,
-                     **options)
-
+    run = partial(solve, students=students, method=args.method, batch_size=args.batch_size,
+                  calculator=args.calculator)
     dialogues = run(problems, n_samples=args.samples)
     records = [asdict(dialogue) | {"oracles": {}} for dialogue in dialogues]
     for name, chosen, options in oracles(args, problems, dialogues) if args.diagnose else ():
-        answered = run([problems[i] for i in chosen], **options) if chosen else []
+        answered = run([problems[i] for i in chosen], **options)
         for i, dialogue in zip(chosen, answered):
             records[i]["oracles"][name] = dialogue.answer
     return records
