@@ -522,7 +522,4 @@ def main(args):
 
 if __name__ == "__main__":
     sys.stdout.reconfigure(errors="replace")    # a console that lacks a letter shows "?"
-    try:
-        main(parse_args())
-    except BrokenPipeError:    # of `| head`
-        sys.exit(1)
+    main(parse_args())
