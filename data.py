@@ -440,7 +440,7 @@ def load_svamp(split) -> list[Problem]:
             problems.append(Problem(f"svamp-{row['ID']}", text, [], answer, evidence=[formula]))
     return problems
 
-def load_asdiv() -> list[Problem]:
+def load_asdiv():
     """ASDiv's problems whose formula has two or more operators and whose answer is one number."""
     for row in ElementTree.parse(find_file("asdiv/ASDiv.xml")).iter("Problem"):
         text = join_question(row.findtext("Body"), row.findtext("Question"))

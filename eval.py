@@ -200,9 +200,9 @@ def find_hits(record, common):
     yield "accuracy", "an answer was found", record["answer"] is not None
     yield "accuracy", f"always {common}, the most frequent here", same_answer(common, gold)
     if len(answers) > 1:
-        n, n_votes = len(answers), answers.count(record["answer"]) if record["answer"] else 1
-        low = (n_votes - 1) // 4 * 4
-        votes = f"{low + (low > 0)} to {min(low + 4, n)} of {n} votes"
+        n, n_votes = len(answers), answers.count(record["answer"]) if record["answer"] else 0
+        last = max(4, math.ceil(n_votes / 4) * 4)
+        votes = f"{last - 3 if last > 4 else 0} to {min(last, n)} of {n} votes"
         yield "accuracy", "the first dialogue alone", same_answer(answers[0], gold)
         yield "right, by number of votes", votes, is_hit
     yield "right, by number of steps", f"{n_steps(record)} steps", is_hit
