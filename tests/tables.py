@@ -3,7 +3,7 @@ The tables of students/results/README.md are made from receipts: the scores that
 
     python tests/tables.py                                      prints the tables
     python tests/tables.py --add predictions/NAME.json --row 'demo, decomposer and solver'
-    python tests/tables.py --add predictions/NAME.json --row 'cot, seed 1' --folder contrast       (or beside, other, splitting)
+    python tests/tables.py --add predictions/NAME.json --row 'cot, seed 1' --folder contrast       (or another one)
 
 A receipt in students/results/ also holds the commit and the machine. Beside those of the contrast
 lie the dialogues, compressed and without the problems. A test compares the tables.

@@ -113,9 +113,14 @@ def too_many(one):
     """How many steps the dialogue has more than the story; 0 is right, None if it shows none."""
     return None if one.n_ours is None else one.n_ours - one.n_steps
 
+def primary(its, n_distractors=2):
+    """The stories of 2 to 6 steps; with two distractors they are what was fixed beforehand."""
+    return {name: one for name, one in its.items()
+            if one.n_distractors == n_distractors and 1 < one.n_steps < 7}
+
 def figures(ours, others):
-    """The percentages of WHATS on the primary set: 2 to 6 steps, two distractors."""
-    its = {name: it for name, it in ours.items() if it.n_distractors == 2 and 1 < it.n_steps < 7}
+    """The percentages of WHATS on the primary set."""
+    its = primary(ours)
     counted = [name for name, one in its.items() if too_many(one) == 0]
     return [percent(one.right for one in its.values()),
             100 * len(counted) / len(its) if any(one.n_ours for one in its.values()) else math.nan,
@@ -146,31 +151,36 @@ def holm(a, b):    # Holm (1979), for two p values
 def row(*cells):
     print("|", " | ".join(f"{x:.1f}" if isinstance(x, float) else str(x) for x in cells), "|")
 
+def head(*cells):
+    print()
+    row(*cells)
+    row(*["---"] * len(cells))
+
 def print_scores(arms):
     """All tables. Returns {arm and distractors: percent right at 1 to 8 steps}, means of seeds."""
     cot, tested = arms["cot"], ("pair", "unified")
-    row("arm", "seed", *WHATS)
+    head("arm", "right, each seed", "mean", *WHATS[1:3], "right without distractors")
     for arm, seeds in arms.items():
-        every = [figures(its, cot.get(seed, its)) for seed, its in seeds.items()]
-        for seed, its in [*zip(seeds, every), ("mean", list(map(mean, zip(*every))))]:
-            row(arm, seed, *its)
-    print("\nPoints more than cot over the seeds: mean, 95 % interval, p of t after Holm")
+        every = [figures(its, its)[:3] + [percent(one.right for one in primary(its, 0).values())]
+                 for its in seeds.values()]
+        row(arm, " ".join(f"{figure[0]:.1f}" for figure in every), *map(mean, zip(*every)))
+    head("points more than cot, over the seeds", "", "mean", "95 % interval", "p of t, Holm")
     for i, what in enumerate(WHATS):
         found = [interval([figures(its, cot[seed])[i] - figures(cot[seed], its)[i]
                            for seed, its in arms[arm].items()]) for arm in tested]
         for arm, (middle, half, _), p in zip(tested, found, holm(found[0][2], found[1][2])):
             row(arm, what, middle, f"{middle - half:.1f} to {middle + half:.1f}",
                 f"{p:.2g}" if what == "right" else "not tested")
-    print("\nWithout a verdict: percent right at 1 to 8 steps (distractors)")
     curves = {}
+    head("percent right (distractors) at steps:", *range(1, 9))
     for arm, n in itertools.product(arms, (2, 0)):
         curves[arm, n] = shares(arms[arm], n, lambda one: one.right)
         row(f"{arm} ({n})", *curves[arm, n])
-    print("\nWithout a verdict: percent with too few / too many steps, two distractors")
-    for arm in arms:
-        if too_many(next(iter(next(iter(arms[arm].values())).values()))) is not None:
-            few = shares(arms[arm], 2, lambda one: too_many(one) < 0)
-            many = shares(arms[arm], 2, lambda one: too_many(one) > 0)
+    head("percent with too few / too many steps (two distractors) at steps:", *range(1, 9))
+    for arm, seeds in arms.items():
+        if any(one.n_ours for its in seeds.values() for one in its.values()):
+            few = shares(seeds, 2, lambda one: too_many(one) < 0)
+            many = shares(seeds, 2, lambda one: too_many(one) > 0)
             row(arm, *(f"{a:.0f} / {b:.0f}" for a, b in zip(few, many)))
     return curves
 

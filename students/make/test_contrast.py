@@ -1,12 +1,15 @@
 """The budget and the scores of the contrast, counted by hand."""
 
 import json
+from pathlib import Path
 
 import contrast
 import pytest
 
 from data import IGNORE
 from gpt import GPT, SIZES
+
+RESULTS = Path(__file__).resolve().parents[1] / "results"
 
 def write_predictions(folder, method, outcomes, problems="a"):
     """outcomes: (steps of the problem, its distractors, steps of the dialogue, is it right?)"""
@@ -62,3 +65,14 @@ def test_p_values_and_intervals_agree_with_the_tables_of_students_t(capsys):
     contrast.print_differences(100, 10, 20, 30, 12, 23, 34)    # 2, 3 and 4 points: 3 +- 2.48
     assert capsys.readouterr().out.startswith("the second arm has +3.00 points, +0.52 to +5.48, p")
     assert contrast.holm(0.01, 0.04) == [0.02, 0.04] and contrast.holm(0.9, 0.03) == [0.9, 0.06]
+
+def test_the_written_tables_and_the_picture_are_those_of_the_kept_outcomes(capsys):
+    arms = contrast.read_table(RESULTS / "splitting" / "outcomes.gz")
+    picture = contrast.plot(contrast.print_scores(arms))
+    assert capsys.readouterr().out.strip() in (RESULTS / "README.md").read_text(encoding="utf-8")
+    assert picture == (RESULTS / "splitting" / "right.svg").read_text()
+    receipts = map(json.loads, (path.read_text() for path in
+                                (RESULTS / "splitting").glob("counted-*.json")))
+    rights = sorted(receipt["scores"]["accuracy"]["right"]["right"] for receipt in receipts)
+    assert rights == sorted(sum(one.right for one in its.values())
+                            for seeds in arms.values() for its in seeds.values())
