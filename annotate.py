@@ -17,7 +17,6 @@ the problem, are left out.
 """
 
 import argparse
-import hashlib
 import json
 import os
 import random
@@ -34,7 +33,7 @@ import requests
 
 from data import (CALCULATION, DATASET_HELP, DATASETS, HERE, NUMBER, Problem, Step, calculate,
                   clean, extract_answer, is_true, load_problems, positive, read_lines, read_toml,
-                  replace_file, run_name, same_answer, segments)
+                  replace_file, run_name, same_answer, segments, sha256)
 
 RECORDING = HERE / "students" / "demo-teacher.jsonl"    # a real teacher's replies about the demo
 OPENAI = "https://api.openai.com/v1"
@@ -56,6 +55,8 @@ def make_messages(problem: Problem, mode: str, dataset: str) -> list[dict]:
     messages = []
     for text in table["examples"][dataset].strip().split("\n\n"):
         example = read_example(text)
+        if not problem.evidence:    # then no example shows any either
+            example.evidence = []
         messages.append({"role": "user", "content": make_question(example, role, mode)})
         messages.append({"role": "assistant", "content": make_reply(example, role)})
     messages.append({"role": "user", "content": make_question(problem, role, mode)})
@@ -263,7 +264,7 @@ class Replies:
     def __init__(self, path, args):
         self.path, self.args = path, args
         self.lock, self.stopping, self.n_failures = threading.Lock(), threading.Event(), 0
-        names = ["id", "sample", "problem_sha256", "messages_sha256", "request_sha256", "teacher"]
+        names = ["id", "sample", "problem_sha256", "messages_sha256", "request_sha256"]
         self.names = names[:3] if args.replay else names    # a recording takes any prompt
         rows = read_lines(path, read_row) if path.exists() or args.replay else []
         if rows and not args.replay and not path.read_bytes().endswith(b"\n"):
@@ -356,12 +357,12 @@ def read_body(content) -> dict:
 def read_row(line) -> dict | None:
     """A row of replies; None if it is torn: its problem is asked about again."""
     try:
-        row = {"teacher": "unknown"} | json.loads(line)    # a TypeError if it is no object
+        row = {} | json.loads(line)    # a TypeError if it is no object
     except ValueError:
         return None
-    texts = row.get("id"), row["teacher"], read_text(row.get("reply"))
+    texts = row.get("id"), row.get("teacher"), read_text(row.get("reply"))
     if not all(type(text) is str and text for text in texts):
-        raise ValueError("a row of replies has an id, and a reply with text")
+        raise ValueError("a row of replies has an id, a teacher, and a reply with text")
     "".join(texts).encode()    # fails for half of a surrogate pair
     return row
 
@@ -372,7 +373,7 @@ def make_body(args, messages, sample=0) -> dict:
     return {name: value for name, value in body.items() if value is not None}
 
 def sha16(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    return sha256(text.encode())[:16]
 
 # ------------------------------------------------------------ the run
 

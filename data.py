@@ -333,13 +333,16 @@ def read_toml(name):
 def find_file(name: str) -> Path:
     """The path of an author's file: downloaded if it is not there, and always checked."""
     path = Path(os.environ.get("SOCRATIC_DATA") or "data") / name
-    url, sha256 = read_toml("sources.toml")[name]
+    url, known = read_toml("sources.toml")[name]
     if not path.is_file():
         download(url, path)
-    if hashlib.sha256(path.read_bytes()).hexdigest() != sha256:
-        raise SystemExit(f"{path} is not the file this code knows: its sha256 is not {sha256}.\n"
+    if sha256(path.read_bytes()) != known:
+        raise SystemExit(f"{path} is not the file this code knows: its sha256 is not {known}.\n"
                          f"  Delete it to have it downloaded again from {url}")
     return path
+
+def sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
 
 def download(url: str, path: Path) -> None:
     """Fetch `url` into `path`; under a temporary name until it is whole."""
@@ -400,7 +403,7 @@ def splits_of(dataset) -> tuple:
 
 def split_of(text: str) -> str:
     """The split of a text by its sha256: 1 of 10 is test, 1 of 10 valid, the rest train."""
-    bucket = int(hashlib.sha256(clean(text).encode()).hexdigest(), 16) % 10
+    bucket = int(sha256(clean(text).encode()), 16) % 10
     return {0: "test", 1: "valid"}.get(bucket, "train")
 
 def load_file(path, split) -> list[Problem]:
@@ -416,15 +419,13 @@ def load_file(path, split) -> list[Problem]:
 
 def load_gsm8k(split) -> list[Problem]:
     """Its answers are lines `subquestion ** solution`, then `#### number`."""
-    part = "test" if split == "test" else "train"
-    rows = read_lines(find_file(f"gsm8k/{part}_socratic.jsonl"))
+    path = find_file(f"gsm8k/{'test' if split == 'test' else 'train'}_socratic.jsonl")
     problems = []
-    for n, row in enumerate(rows):
+    for n, row in enumerate(read_lines(path)):
         *lines, answer = row["answer"].split("\n")
         steps = [Step(*line.split(" ** ")) for line in lines]
-        its = "valid" if part == "train" and n >= len(rows) - 512 else part
-        problems.append(Problem(f"gsm8k-{its}-{n}", row["question"], steps, read_gold(answer)))
-    return [problem for problem in problems if f"-{split}-" in problem.id]
+        problems.append(Problem(f"gsm8k-{split}-{n}", row["question"], steps, read_gold(answer)))
+    return {"train": problems[:-512], "valid": problems[-512:], "test": problems}[split]
 
 def load_svamp(split) -> list[Problem]:
     """Test: SVAMP's 237 problems with two operators. Else ASDiv's: every tenth is for valid."""
@@ -439,7 +440,7 @@ def load_svamp(split) -> list[Problem]:
             problems.append(Problem(f"svamp-{row['ID']}", text, [], answer, evidence=[formula]))
     return problems
 
-def load_asdiv() -> list[Problem]:
+def load_asdiv():
     """ASDiv's problems whose formula has two or more operators and whose answer is one number."""
     for row in ElementTree.parse(find_file("asdiv/ASDiv.xml")).iter("Problem"):
         text = join_question(row.findtext("Body"), row.findtext("Question"))
@@ -514,14 +515,11 @@ def main(args):
         fits = [segments(problem, role) for problem in problems if can_learn(problem, role)]
         print(f"\n{role}: {len(fits):,} of {len(problems):,} training problems hold what it "
               "learns to write (marked)")
-        for parts in fits[:1]:
-            ids, targets = encode(parts, tokenizer)
+        if fits:
+            ids, targets = encode(fits[0], tokenizer)
             n_learned = sum(target != IGNORE for target in targets)
-            print(f"{show(parts)}\n[{len(ids)} tokens, {n_learned} learned]")
+            print(f"{show(fits[0])}\n[{len(ids)} tokens, {n_learned} learned]")
 
 if __name__ == "__main__":
     sys.stdout.reconfigure(errors="replace")    # a console that lacks a letter shows "?"
-    try:
-        main(parse_args())
-    except BrokenPipeError:    # of `| head`
-        sys.exit(1)
+    main(parse_args())

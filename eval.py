@@ -14,7 +14,6 @@ Writes  predictions/<dataset>-<split>-<method>.jsonl    the settings, then a dia
 """
 
 import argparse
-import hashlib
 import html
 import json
 import math
@@ -24,10 +23,11 @@ import sys
 import time
 from collections import Counter
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 from data import (DATASET_HELP, Problem, Step, clean, load_problems, positive, read_lines,
-                  read_toml, replace_file, run_name, same_answer)
+                  read_toml, replace_file, run_name, same_answer, sha256)
 from infer import TEMPERATURE, Dialogue, Turn, add_student_flags, chunks, load_students, solve
 
 # ------------------------------------------------------------ predictions: one record per dialogue
@@ -67,32 +67,27 @@ def make_header(args, students, problems):
     flags = ("split", "method", "calculator", "samples", "diagnose", "batch_size", "dtype")
     settings = {"dataset": run_name(args.dataset)} | {flag: getattr(args, flag) for flag in flags}
     texts = "\n".join(problem.to_json() for problem in problems)
-    settings |= {"n": len(problems), "problems_sha256": sha256(texts.encode())}
+    # 16 digits of a sha256 are enough to tell two files apart.
+    settings |= {"n": len(problems), "problems_sha256": sha256(texts.encode())[:16]}
     trained_by, curves = {}, {}
     for role, student in students.items():
         folder = Path(student.folder)
         settings["device"] = student.model.wte.weight.device.type
-        settings[f"{role}_sha256"] = sha256((folder / "model.safetensors").read_bytes())
+        settings[f"{role}_sha256"] = sha256((folder / "model.safetensors").read_bytes())[:16]
         trained_by[role] = student.model.info.get("command")
         log = read_lines(folder / "log.jsonl") if (folder / "log.jsonl").exists() else []
         curves[role] = [(line["step"], line["loss"]) for line in log if "loss" in line]
     return {"settings": settings, "command": shlex.join(["python", "eval.py", *sys.argv[1:]]),
             "trained_by": trained_by, "curves": curves}
 
-def sha256(data):
-    """16 digits are enough to tell two files apart."""
-    return hashlib.sha256(data).hexdigest()[:16]
-
 def solve_batch(args, problems, students):
     """A record a problem: its dialogue, and the answers with an oracle (see `oracles`)."""
-    def run(problems, calculator=args.calculator, **options):
-        return solve(problems, students, args.method, args.batch_size, calculator=calculator,
-                     **options)
-
+    run = partial(solve, students=students, method=args.method, batch_size=args.batch_size,
+                  calculator=args.calculator)
     dialogues = run(problems, n_samples=args.samples)
     records = [asdict(dialogue) | {"oracles": {}} for dialogue in dialogues]
     for name, chosen, options in oracles(args, problems, dialogues) if args.diagnose else ():
-        answered = run([problems[i] for i in chosen], **options) if chosen else []
+        answered = run([problems[i] for i in chosen], **options)
         for i, dialogue in zip(chosen, answered):
             records[i]["oracles"][name] = dialogue.answer
     return records
@@ -205,9 +200,9 @@ def find_hits(record, common):
     yield "accuracy", "an answer was found", record["answer"] is not None
     yield "accuracy", f"always {common}, the most frequent here", same_answer(common, gold)
     if len(answers) > 1:
-        n, n_votes = len(answers), answers.count(record["answer"]) if record["answer"] else 1
-        low = (n_votes - 1) // 4 * 4
-        votes = f"{low + (low > 0)} to {min(low + 4, n)} of {n} votes"
+        n, n_votes = len(answers), answers.count(record["answer"]) if record["answer"] else 0
+        last = max(4, math.ceil(n_votes / 4) * 4)
+        votes = f"{last - 3 if last > 4 else 0} to {min(last, n)} of {n} votes"
         yield "accuracy", "the first dialogue alone", same_answer(answers[0], gold)
         yield "right, by number of votes", votes, is_hit
     yield "right, by number of steps", f"{n_steps(record)} steps", is_hit

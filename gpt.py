@@ -220,13 +220,12 @@ class KVCache:
         Make room for counts[i] more tokens in each of these rows. Fixes and returns their positions
         (R, T); fixes what they may see (R, 1, T, S): key position <= query position.
         """
-        lengths, counts, capacity = self.lengths[rows], torch.as_tensor(counts), self.keys.shape[3]
+        lengths, counts = self.lengths[rows], torch.as_tensor(counts)
         needed, longest = int((lengths + counts).max()), int(lengths.max()) + n_columns
         assert needed <= self.n_positions, f"{needed} tokens, but {self.n_positions} positions"
-        if longest > capacity:
-            more = max(longest - capacity, capacity)    # it becomes at least twice as long
-            self.keys = F.pad(self.keys, (0, 0, 0, more))
-            self.values = F.pad(self.values, (0, 0, 0, more))
+        if longest > self.keys.shape[3]:    # it becomes more than twice as long
+            self.keys = F.pad(self.keys, (0, 0, 0, longest))
+            self.values = F.pad(self.values, (0, 0, 0, longest))
         position = (lengths[:, None] + torch.arange(n_columns)).to(self.keys.device)
         visible = torch.arange(longest, device=position.device) <= position[:, None, :, None]
         self.rows, self.position, self.visible = rows, position, visible

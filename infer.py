@@ -18,7 +18,6 @@ the most frequent answer counts: self-consistency (Wang et al., 2023, arXiv 2203
 """
 
 import argparse
-import itertools
 import json
 import random
 import re
@@ -243,9 +242,7 @@ def solve(problems, students, method="socratic", batch_size=64, temperature=None
 
 def chunks(items, n):
     """The items in lists of n; the last one may be shorter."""
-    items = iter(items)
-    while chunk := list(itertools.islice(items, n)):
-        yield chunk
+    return [items[i:i + n] for i in range(0, len(items), n)]
 
 def vote(dialogues):
     """The first dialogue with the most frequent answer that is not None; it notes all answers."""
@@ -369,7 +366,8 @@ def main(args):
     students = load_students(args)
     from_scratch = all(student.model.is_from_scratch() for student in students.values())
     n_samples = 1 if args.explain else args.samples or (16 if from_scratch else 1)
-    for batch in chunks(problems, 64 if args.json else 1):
+    batches = chunks(problems, 64) if args.json else ([problem] for problem in problems)
+    for batch in batches:
         for dialogue in solve(batch, students, args.method, seed=args.seed, n_samples=n_samples,
                               calculator=args.calculator, explain=args.explain):
             if args.json:

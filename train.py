@@ -17,7 +17,6 @@ Shapes  B rows   T tokens   N learned tokens   V vocabulary
 
 import argparse
 import atexit
-import hashlib
 import itertools
 import json
 import math
@@ -34,7 +33,7 @@ import torch.distributed.nn    # if AdamW imports it later, gloo's threads live 
 import torch.nn.functional as F
 
 from data import (DATASET_HELP, IGNORE, ROLES, Segment, can_learn, encode, load_problems, positive,
-                  replace_file, run_name, segments, show)
+                  replace_file, run_name, segments, sha256, show)
 from gpt import FROM_SCRATCH, GPT, SIZES, limit_threads, pick_device
 
 WARMUP = 0.05          # the share of the steps in which the learning rate rises to its peak
@@ -142,10 +141,10 @@ def validate(model, batches, autocast):
 
 def learning_rate(step, n_steps, peak):
     """A linear warm-up, then half a cosine down to zero."""
-    n_rising = max(1, int(WARMUP * n_steps))
+    n_rising = int(WARMUP * n_steps)
     if step < n_rising:
         return peak * (step + 1) / n_rising
-    return peak * 0.5 * (1 + math.cos(math.pi * (step - n_rising) / max(1, n_steps - n_rising)))
+    return peak * 0.5 * (1 + math.cos(math.pi * (step - n_rising) / (n_steps - n_rising)))
 
 class Muon(torch.optim.Optimizer):
     """
@@ -360,7 +359,7 @@ def main(args):
     settings = {key: str(value) for key, value in vars(args).items()
                 if key not in ("out", "resume", "device")}
     settings |= {"dtype": str(dtype), "processes": WORLD,
-                 "examples": hashlib.sha256(repr(examples).encode()).hexdigest()}
+                 "examples": sha256(repr(examples).encode())}
     name, total = "+".join(map(run_name, args.dataset)), sum(map(length, examples))
     print(f"{args.role} on {name}: {model.n_params():,} parameters, {WORLD} x {device}, {dtype}\n"
           f"{len(examples):,} dialogues, {total:,} tokens "

@@ -3,7 +3,7 @@ The tables of students/results/README.md are made from receipts: the scores that
 
     python tests/tables.py                                      prints the tables
     python tests/tables.py --add predictions/NAME.json --row 'demo, decomposer and solver'
-    python tests/tables.py --add predictions/NAME.json --row 'cot, seed 1' --folder contrast       (or beside, other)
+    python tests/tables.py --add predictions/NAME.json --row 'cot, seed 1' --folder contrast       (or another one)
 
 A receipt in students/results/ also holds the commit and the machine. Beside those of the contrast
 lie the dialogues, compressed and without the problems. A test compares the tables.
@@ -12,6 +12,7 @@ lie the dialogues, compressed and without the problems. A test compares the tabl
 import argparse
 import gzip
 import hashlib
+import itertools
 import json
 import os
 import platform
@@ -75,19 +76,25 @@ def table(folder=RESULTS):
     return lines
 
 
-def contrast():
-    """The lines of the table of the contrast, and of what is beside it: a row for all seeds of one kind of students."""
-    lines = ["| | right, seeds 1, 2, 3 | mean (least to most; of one run its 95 % interval) |", "|---|---|---|"]
+def by_seed(*folders):
+    """The lines of a table: a row for all seeds of one kind of students."""
+    lines = ["| | right, each seed | mean (least to most; of one run its 95 % interval) |", "|---|---|---|"]
     rows = {}
-    for receipt in receipts(RESULTS / "contrast") + receipts(RESULTS / "beside"):
+    for receipt in itertools.chain(*(receipts(RESULTS / folder) for folder in folders)):
         rows.setdefault(receipt["row"].partition(", seed")[0], []).append(right(receipt))
     for row, scores in rows.items():
         n = scores[0]["n"]
         counts = [score["right"] for score in scores]
+        each = ", ".join(f"{count:,}" for count in counts)
         one = f"{scores[0]['low']:.1%} to {scores[0]['high']:.1%}"
         spread = f"{min(counts) / n:.1%} to {max(counts) / n:.1%}" if len(counts) > 1 else one
-        lines.append(f"| {row} | {', '.join(map(str, counts))} of {n:,} | {sum(counts) / len(counts) / n:.1%} ({spread}) |")
+        lines.append(f"| {row} | {each} of {n:,} | {sum(counts) / len(counts) / n:.1%} ({spread}) |")
     return lines
+
+
+def tables():
+    """All tables, as lists of lines."""
+    return [table(), table(RESULTS / "before"), by_seed("contrast", "beside"), by_seed("splitting"), table(RESULTS / "other")]
 
 
 if __name__ == "__main__":
@@ -100,4 +107,4 @@ if __name__ == "__main__":
         if not args.row:
             sys.exit("--add needs --row, what the row says")
         add(args.add, args.row, args.folder)
-    print("\n".join([*table(), "", *table(RESULTS / "before"), "", *contrast(), "", *table(RESULTS / "other")]))
+    print("\n\n".join("\n".join(lines) for lines in tables()))

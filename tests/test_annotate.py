@@ -109,6 +109,8 @@ def test_what_a_teacher_reads():
     svamp = Problem("x", "He had 2*3 pens?", [Step("", "2*3 = <<2*3=6>>6")], "6", evidence=["2*3=6"])
     assert make_messages(svamp, "socratic-gt", "svamp")[-1]["content"].endswith("\nFact: 2*3=6")
     assert "Fact" not in str(make_messages(svamp, "socratic", "svamp"))
+    bare = Problem("x", "How many?", [Step("Two?")], "6")    # without facts of its own: no example shows any
+    assert "Fact" not in str(make_messages(bare, "socratic-gt", "gsm8k"))
     giraffe = Problem("x", "Is it?", [Step("How tall?"), Step("How high?")], "no", evidence=["It is tall."])
     turns = make_messages(giraffe, "socratic-gt", "strategyqa")
     assert turns[-1]["content"] == "Problem: Is it?\nFact: It is tall.\nSubquestion: How tall?\nSubquestion: How high?"

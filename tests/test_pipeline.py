@@ -55,7 +55,7 @@ def test_nothing_but_the_five_packages_is_imported():
 
 def test_the_written_results_are_those_of_the_receipts():
     text = (tables.RESULTS / "README.md").read_text(encoding="utf-8")
-    for lines in (tables.table(), tables.table(tables.RESULTS / "before"), tables.contrast(), tables.table(tables.RESULTS / "other")):
+    for lines in tables.tables():
         assert len(lines) > 2 and "\n".join(lines) in text
     folders = (tables.RESULTS, *(path for path in tables.RESULTS.iterdir() if path.is_dir()))
     receipts, known = [receipt for folder in folders for receipt in tables.receipts(folder)], set()

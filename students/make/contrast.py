@@ -3,12 +3,17 @@ When does splitting help? The budget and the scores of a contrast between a pair
 of thought and one unified student (its commands are in students/results/splitting).
 
     python students/make/contrast.py steps counted.jsonl 900
-    python students/make/contrast.py score right.svg predictions/splitting/*-1?
+    python students/make/contrast.py keep outcomes.gz predictions/splitting/*-1?
+    python students/make/contrast.py score outcomes.gz right.svg
+    python students/make/contrast.py differences 1319 74 70 71 34 39 33
 
-`steps` prints how many training steps of each student cost what `cot` costs at 900. `score` reads
-folders of eval.py's predictions, one for each arm and seed (cot-11, pair-11), and draws a picture.
+`steps` prints how many training steps of each student cost what `cot` costs at 900. `keep` reads
+folders of eval.py's predictions, one for each arm and seed (cot-11, pair-11), and keeps of each
+story whether it came out right. `score` prints all tables of that and draws a picture.
+`differences` takes a number of problems, then the right ones of one arm's seeds, then another's.
 """
 
+import gzip
 import itertools
 import math
 import re
@@ -19,7 +24,7 @@ from statistics import mean, stdev
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from data import load_problems, replace_file
+from data import load_problems, read_lines, replace_file
 from eval import is_right, read_run
 from gpt import GPT, SIZES
 from train import count_learned, endless_batches, length, make_examples
@@ -29,8 +34,8 @@ STUDENTS = [("cot", "tiny", 1), ("unified", "tiny", 1), ("decomposer", "nano", 2
 # A t distribution has 95 % within this; the degrees of freedom are the seeds less one.
 T_95 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
 WHATS = ("right", "right number of steps", "right among those", "right where both have that number")
-# counted: whether it has the right number of steps; None for `answer`, which shows none
-Outcome = namedtuple("Outcome", "right counted n_steps n_distractors")
+# n_ours: how many steps the dialogue has; None for `answer`, which shows none
+Outcome = namedtuple("Outcome", "right n_ours n_steps n_distractors")
 
 def flops(batch, model):
     """The FLOPs of a training step, without the scores of attention; padding is read, too."""
@@ -69,23 +74,58 @@ def read_outcomes(folders):
 
 def read_outcome(record, method):
     # Chain of thought shows its steps as solutions, the others as subquestions.
-    kind, problem = "Solution" if method == "cot" else "Subquestion", record["problem"]
-    n_ours, n_steps = sum(turn["kind"] == kind for turn in record["turns"]), len(problem["steps"])
-    n_distractors = int(re.search(r"-(\d+)distractors-", problem["id"])[1])
-    counted = None if method == "answer" else n_ours == n_steps
-    return Outcome(is_right(record), counted, n_steps, n_distractors)
+    kind = "Solution" if method == "cot" else "Subquestion"
+    n_ours = sum(turn["kind"] == kind for turn in record["turns"])
+    return Outcome(is_right(record), None if method == "answer" else n_ours,
+                   *read_id(record["problem"]["id"]))
+
+def read_id(name):
+    return map(int, re.search(r"-(\d+)steps-(\d+)distractors-", name).groups())
+
+def write_table(arms):
+    """
+    A line for each story. A column for each arm and seed holds two numbers: 1 if it came out
+    right, else 0, and the number of its steps (- if none are shown).
+    """
+    runs = {f"{arm}-{seed}": its for arm, seeds in arms.items() for seed, its in seeds.items()}
+    lines = [["id", *runs]]
+    for name in next(iter(runs.values())):
+        outcomes = [its[name] for its in runs.values()]
+        lines.append([name, *(f"{one.right:d}{'-' if one.n_ours is None else one.n_ours}"
+                              for one in outcomes)])
+    return gzip.compress("".join(" ".join(line) + "\n" for line in lines).encode(), mtime=0)
+
+def read_table(path):
+    (_, *runs), *rows = read_lines(path, str.split)
+    arms = defaultdict(dict)
+    for run, cells in zip(runs, zip(*(row[1:] for row in rows), strict=True), strict=True):
+        arm, _, seed = run.rpartition("-")
+        for (name, *_), (right, *n_ours) in zip(rows, cells):
+            n_ours = None if n_ours == ["-"] else int("".join(n_ours))
+            arms[arm].setdefault(seed, {})[name] = Outcome(right == "1", n_ours, *read_id(name))
+    return arms
 
 def percent(hits):
     hits = [*hits]
-    return math.nan if not hits or None in hits else 100 * sum(hits) / len(hits)
+    return 100 * sum(hits) / len(hits) if hits else math.nan
+
+def too_many(one):
+    """How many steps the dialogue has more than the story; 0 is right, None if it shows none."""
+    return None if one.n_ours is None else one.n_ours - one.n_steps
+
+def primary(its, n_distractors=2):
+    """The stories of 2 to 6 steps; with two distractors they are what was fixed beforehand."""
+    return {name: one for name, one in its.items()
+            if one.n_distractors == n_distractors and 1 < one.n_steps < 7}
 
 def figures(ours, others):
-    """The percentages of WHATS on the primary set: 2 to 6 steps, two distractors."""
-    its = {name: it for name, it in ours.items() if it.n_distractors == 2 and 1 < it.n_steps < 7}
+    """The percentages of WHATS on the primary set."""
+    its = primary(ours)
+    counted = [name for name, one in its.items() if too_many(one) == 0]
     return [percent(one.right for one in its.values()),
-            percent(one.counted for one in its.values()),
-            percent(one.right for one in its.values() if one.counted),
-            percent(its[name].right for name in its if its[name].counted and others[name].counted)]
+            100 * len(counted) / len(its) if any(one.n_ours for one in its.values()) else math.nan,
+            percent(its[name].right for name in counted),
+            percent(its[name].right for name in counted if too_many(others[name]) == 0)]
 
 def p_value(t, df, n=2_000):
     """Two-sided p of Student's t: its density is integrated from 0 to |t| by Simpson's rule."""
@@ -99,34 +139,55 @@ def interval(points):
     error, df = stdev(points) / math.sqrt(len(points)), len(points) - 1
     return mean(points), T_95[df] * error, p_value(mean(points) / error, df) if error else math.nan
 
+def print_differences(n, *counts):
+    half = len(counts) // 2
+    middle, width, p = interval([100 * (b - a) / n for a, b in zip(counts[:half], counts[half:])])
+    print(f"the second arm has {middle:+.2f} points, {middle - width:+.2f} to "
+          f"{middle + width:+.2f}, p {p:.2g}")
+
 def holm(a, b):    # Holm (1979), for two p values
     return [min(1, 2 * p) if p == min(a, b) else max(p, min(1, 2 * min(a, b))) for p in (a, b)]
 
 def row(*cells):
     print("|", " | ".join(f"{x:.1f}" if isinstance(x, float) else str(x) for x in cells), "|")
 
+def head(*cells):
+    print()
+    row(*cells)
+    row(*["---"] * len(cells))
+
 def print_scores(arms):
     """All tables. Returns {arm and distractors: percent right at 1 to 8 steps}, means of seeds."""
     cot, tested = arms["cot"], ("pair", "unified")
-    row("arm", "seed", *WHATS)
+    head("arm", "right, each seed", "mean", *WHATS[1:3], "right without distractors")
     for arm, seeds in arms.items():
-        every = [figures(its, cot.get(seed, its)) for seed, its in seeds.items()]
-        for seed, its in [*zip(seeds, every), ("mean", list(map(mean, zip(*every))))]:
-            row(arm, seed, *its)
-    print("\nPoints more than cot over the seeds: mean, 95 % interval, p of t after Holm")
+        every = [figures(its, its)[:3] + [percent(one.right for one in primary(its, 0).values())]
+                 for its in seeds.values()]
+        row(arm, " ".join(f"{figure[0]:.1f}" for figure in every), *map(mean, zip(*every)))
+    head("points more than cot, over the seeds", "", "mean", "95 % interval", "p of t, Holm")
     for i, what in enumerate(WHATS):
         found = [interval([figures(its, cot[seed])[i] - figures(cot[seed], its)[i]
                            for seed, its in arms[arm].items()]) for arm in tested]
         for arm, (middle, half, _), p in zip(tested, found, holm(found[0][2], found[1][2])):
             row(arm, what, middle, f"{middle - half:.1f} to {middle + half:.1f}",
                 f"{p:.2g}" if what == "right" else "not tested")
-    print("\nWithout a verdict: percent right at 1 to 8 steps (distractors)")
     curves = {}
+    head("percent right (distractors) at steps:", *range(1, 9))
     for arm, n in itertools.product(arms, (2, 0)):
-        curves[arm, n] = [mean(percent(one.right for one in its.values() if one[2:] == (k, n))
-                               for its in arms[arm].values()) for k in range(1, 9)]
+        curves[arm, n] = shares(arms[arm], n, lambda one: one.right)
         row(f"{arm} ({n})", *curves[arm, n])
+    head("percent with too few / too many steps (two distractors) at steps:", *range(1, 9))
+    for arm, seeds in arms.items():
+        if any(one.n_ours for its in seeds.values() for one in its.values()):
+            few = shares(seeds, 2, lambda one: too_many(one) < 0)
+            many = shares(seeds, 2, lambda one: too_many(one) > 0)
+            row(arm, *(f"{a:.0f} / {b:.0f}" for a, b in zip(few, many)))
     return curves
+
+def shares(seeds, n_distractors, is_hit):
+    """The percentage of hits at 1 to 8 steps, means of seeds."""
+    return [mean(percent(is_hit(one) for one in its.values() if one[2:] == (k, n_distractors))
+                 for its in seeds.values()) for k in range(1, 9)]
 
 def plot(curves):    # right answers over steps
     text = ('<svg xmlns="http://www.w3.org/2000/svg" width="640" height="330" font-size="12" '
@@ -146,5 +207,9 @@ if __name__ == "__main__":
     what, file, *rest = sys.argv[1:]
     if what == "steps":
         print_steps(file, list(map(int, rest)))
+    elif what == "differences":
+        print_differences(int(file), *map(int, rest))
+    elif what == "keep":
+        replace_file(Path(file), write_table(read_outcomes(rest)))
     else:
-        replace_file(Path(file), plot(print_scores(read_outcomes(rest))).encode())
+        replace_file(Path(rest[0]), plot(print_scores(read_table(file))).encode())

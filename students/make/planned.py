@@ -9,7 +9,7 @@ A small decomposer for a large solver: is a teacher right more often with its su
 `files` writes three files of records without solutions: `plain` (problems alone), `decomposed`
 (with the subquestions of the predictions) and `gold` (with those of the data set). All commands are
 in students/results/splitting/teacher.sh. `score` counts the first reply to each problem by its
-answer alone: the calculations of a right answer may be false.
+answer alone: the calculations of a right answer may be false. A missing reply is wrong, and said.
 """
 
 import itertools
@@ -40,6 +40,9 @@ def read_hits(records, replies):
     answers = {problem.id: problem.answer for problem in read_lines(records, Problem.from_json)}
     texts = {row["id"]: read_text(row["reply"]) for row in read_lines(replies, read_row)
              if row and row["sample"] == 0}
+    n, n_twice = len(answers), sum(text.count("Answer:") > 1 for text in texts.values())
+    print(f"{replies}: {len(texts.keys() & answers.keys())} of {n} problems have a reply, "
+          f"{n_twice} with several answers")
     return {name: same_answer(extract_answer(texts.get(name, "")), answer)
             for name, answer in answers.items()}
 

@@ -231,7 +231,8 @@ def make_stories(level, part, n, seed=0, lengths=None, distractors=None) -> list
     """
     `n` stories of a part (train, valid, test, test-3steps, long), the same ones for the same seed.
     A sha256 of a story's events and numbers decides its split, so that no test story can be
-    generated for training in other words. One of `lengths` is its number of steps.
+    generated for training in other words (but for six pairs of the world's events that say the
+    same under two names). One of `lengths` is its number of steps.
     """
     split, problems, seen = part.split("-")[0], [], set()
     rng = random.Random(f"{split}-{seed}")

@@ -36,11 +36,14 @@ def test_the_first_reply_counts_and_a_missing_one_is_wrong(tmp_path, capsys):
     problems = [Problem(name, f"{name}?", answer="7") for name in "abcd"]
     (tmp_path / "plain.jsonl").write_text("".join(f"{p.to_json()}\n" for p in problems))
     write(tmp_path / "cot.replies.jsonl", [
-        reply("a", "Answer: 7"), reply("a", "Answer: 8", 1), reply("b", "**Answer:** $7.00"),
-        reply("c", "It is 7.")])
+        reply("a", "Answer: 7"), reply("a", "Answer: 8", 1),
+        reply("b", "**Answer:** $7.00\n\nAnswer: 8"), reply("c", "It is 7.")])
     write(tmp_path / "own.replies.jsonl", [reply(name, "Answer: 7") for name in "bcd"])
     planned.print_scores(tmp_path / "plain.jsonl", sorted(tmp_path.glob("*.replies.jsonl")))
-    lines = capsys.readouterr().out.splitlines()
-    assert lines[0].split()[:6] == ["cot", "2", "of", "4", "=", "50.0%"]
-    assert lines[1].split()[:6] == ["own", "3", "of", "4", "=", "75.0%"]
-    assert lines[2] == "cot against own: 1 wins, 2 losses, p = 1"
+    *told, first, second, third = capsys.readouterr().out.splitlines()
+    assert [line.partition(": ")[2] for line in told] == [
+        "3 of 4 problems have a reply, 1 with several answers",
+        "3 of 4 problems have a reply, 0 with several answers"]
+    assert first.split()[:6] == ["cot", "2", "of", "4", "=", "50.0%"]
+    assert second.split()[:6] == ["own", "3", "of", "4", "=", "75.0%"]
+    assert third == "cot against own: 1 wins, 2 losses, p = 1"

@@ -10,7 +10,8 @@ python train.py --role cot --dataset gsm8k --annotations annotations/bare.jsonl 
 python train.py --role cot --dataset runs/renumbered-bare.jsonl --lr 8e-3 --steps 2875 --seed 0 --out runs/splitting/gsm8k-renumbered-0
 
 # The contrast. Equal FLOPs: what 15 epochs of `cot` cost; the pair's solver has twice the epochs of its decomposer.
-# (Where other numbers win: --dataset runs/renumbered-bare.jsonl instead of gsm8k and the annotations.)
+# (Where other numbers win: --dataset runs/renumbered-bare.jsonl instead of gsm8k and the annotations; with guidance
+# runs/renumbered-guided.jsonl, made by: python students/make/guide.py runs/renumbered-bare.jsonl runs/renumbered-guided.jsonl)
 python train.py --role cot --dataset gsm8k --annotations annotations/bare.jsonl --lr 8e-3 --steps 8625 --seed 1 --out runs/splitting/gsm8k-cot-1
 python eval.py --dataset gsm8k --method cot --students runs/splitting/gsm8k-cot-1 --out predictions/splitting/gsm8k-cot-1
 python train.py --role decomposer --dataset gsm8k --annotations annotations/bare.jsonl --lr 8e-3 --steps 2034 --seed 1 --out runs/splitting/gsm8k-decomposer-1
@@ -27,13 +28,13 @@ python train.py --role decomposer --dataset gsm8k --annotations annotations/bare
 python train.py --role solver --dataset gsm8k --annotations annotations/bare.jsonl --lr 8e-3 --steps 7088 --seed 3 --out runs/splitting/gsm8k-solver-3
 python eval.py --dataset gsm8k --students runs/splitting/gsm8k-decomposer-3 runs/splitting/gsm8k-solver-3 --out predictions/splitting/gsm8k-pair-3
 
-# Guidance: the same pair, each subquestion with the operations of its step in front.
+# Guidance: the same pair, each subquestion with the operations of its step in front. No oracles: gold has no marks.
 python train.py --role decomposer --dataset gsm8k --annotations annotations/guided.jsonl --lr 8e-3 --steps 2034 --seed 1 --out runs/splitting/gsm8k-guided-decomposer-1
 python train.py --role solver --dataset gsm8k --annotations annotations/guided.jsonl --lr 8e-3 --steps 7088 --seed 1 --out runs/splitting/gsm8k-guided-solver-1
-python eval.py --dataset gsm8k --students runs/splitting/gsm8k-guided-decomposer-1 runs/splitting/gsm8k-guided-solver-1 --out predictions/splitting/gsm8k-guided-1
+python eval.py --dataset gsm8k --no-diagnose --students runs/splitting/gsm8k-guided-decomposer-1 runs/splitting/gsm8k-guided-solver-1 --out predictions/splitting/gsm8k-guided-1
 python train.py --role decomposer --dataset gsm8k --annotations annotations/guided.jsonl --lr 8e-3 --steps 2034 --seed 2 --out runs/splitting/gsm8k-guided-decomposer-2
 python train.py --role solver --dataset gsm8k --annotations annotations/guided.jsonl --lr 8e-3 --steps 7088 --seed 2 --out runs/splitting/gsm8k-guided-solver-2
-python eval.py --dataset gsm8k --students runs/splitting/gsm8k-guided-decomposer-2 runs/splitting/gsm8k-guided-solver-2 --out predictions/splitting/gsm8k-guided-2
+python eval.py --dataset gsm8k --no-diagnose --students runs/splitting/gsm8k-guided-decomposer-2 runs/splitting/gsm8k-guided-solver-2 --out predictions/splitting/gsm8k-guided-2
 python train.py --role decomposer --dataset gsm8k --annotations annotations/guided.jsonl --lr 8e-3 --steps 2034 --seed 3 --out runs/splitting/gsm8k-guided-decomposer-3
 python train.py --role solver --dataset gsm8k --annotations annotations/guided.jsonl --lr 8e-3 --steps 7088 --seed 3 --out runs/splitting/gsm8k-guided-solver-3
-python eval.py --dataset gsm8k --students runs/splitting/gsm8k-guided-decomposer-3 runs/splitting/gsm8k-guided-solver-3 --out predictions/splitting/gsm8k-guided-3
+python eval.py --dataset gsm8k --no-diagnose --students runs/splitting/gsm8k-guided-decomposer-3 runs/splitting/gsm8k-guided-solver-3 --out predictions/splitting/gsm8k-guided-3
