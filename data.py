@@ -522,4 +522,7 @@ def main(args):
 
 if __name__ == "__main__":
     sys.stdout.reconfigure(errors="replace")    # a console that lacks a letter shows "?"
-    main(parse_args())
+    try:
+        main(parse_args())
+    except BrokenPipeError:    # of `| head`
+        sys.exit(1)
