@@ -191,7 +191,7 @@ def shares(seeds, n_distractors, is_hit):
                  for its in seeds.values()) for k in range(1, 9)]
 
 def plot(curves):
-    """Right answers over steps, a picture: on the left with two distractors, on the right without."""
+    """Right answers over steps: on the left with two distractors, on the right without."""
     text = ('<svg xmlns="http://www.w3.org/2000/svg" width="760" height="330" font-size="12" '
             'font-family="sans-serif">')
     for x, title in (50, "steps, with two distractors"), (350, "steps, without distractors"):
