@@ -94,7 +94,8 @@ def by_seed(*folders):
 
 def tables():
     """All tables, as lists of lines."""
-    return [table(), table(RESULTS / "before"), by_seed("contrast", "beside"), by_seed("splitting"), table(RESULTS / "other")]
+    return [table(RESULTS / "minutes"), table(), table(RESULTS / "before"), by_seed("contrast", "beside"), by_seed("splitting"),
+            table(RESULTS / "other")]
 
 
 if __name__ == "__main__":

@@ -149,7 +149,8 @@ def holm(a, b):    # Holm (1979), for two p values
     return [min(1, 2 * p) if p == min(a, b) else max(p, min(1, 2 * min(a, b))) for p in (a, b)]
 
 def row(*cells):
-    print("|", " | ".join(f"{x:.1f}" if isinstance(x, float) else str(x) for x in cells), "|")
+    texts = (f"{x:.1f}" if isinstance(x, float) else str(x) for x in cells)
+    print("|", " | ".join(texts).replace("nan", "-"), "|")
 
 def head(*cells):
     print()
@@ -189,18 +190,21 @@ def shares(seeds, n_distractors, is_hit):
     return [mean(percent(is_hit(one) for one in its.values() if one[2:] == (k, n_distractors))
                  for its in seeds.values()) for k in range(1, 9)]
 
-def plot(curves):    # right answers over steps
-    text = ('<svg xmlns="http://www.w3.org/2000/svg" width="640" height="330" font-size="12" '
-            'font-family="sans-serif"><path d="M50 10V290H470" fill="none" stroke="#888"/>'
-            '<text x="50" y="325">steps (dashed: without sentences that no step needs)</text>')
-    text += "".join(f'<text x="{60 * n - 14}" y="306">{n}</text>' for n in range(1, 9))
-    text += "".join(f'<text x="8" y="{294 - 2.8 * y}">{y} %</text>' for y in range(0, 101, 20))
+def plot(curves):
+    """Right answers over steps: on the left with two distractors, on the right without."""
+    text = ('<svg xmlns="http://www.w3.org/2000/svg" width="760" height="330" font-size="12" '
+            'font-family="sans-serif">')
+    for x, title in (50, "steps, with two distractors"), (350, "steps, without distractors"):
+        text += (f'<path d="M{x} 10V290h252" fill="none" stroke="#888"/>'
+                 f'<text x="{x}" y="325">{title}</text>')
+        text += "".join(f'<text x="{x + 36 * n - 40}" y="306">{n}</text>' for n in range(1, 9))
+        text += "".join(f'<text x="{x - 42}" y="{294 - 2.8 * y}">{y} %</text>'
+                        for y in range(0, 101, 20))
     for i, ((arm, n), shares) in enumerate(curves.items()):
-        color = f"hsl({i // 2 * 207 % 360} 75% 40%)"
-        line = " ".join(f"{60 * k - 10},{290 - 2.8 * y:.0f}" for k, y in enumerate(shares, 1))
-        text += (f'<polyline points="{line}" fill="none" stroke="{color}" stroke-width="2" '
-                 f'stroke-dasharray="{0 if n else 5}"/>'
-                 f'<text x="490" y="{20 + 10 * i}" fill="{color}">{arm if n else ""}</text>')
+        color, x = f"hsl({i // 2 * 207 % 360} 75% 40%)", 50 if n else 350
+        line = " ".join(f"{x + 36 * k - 36},{290 - 2.8 * y:.0f}" for k, y in enumerate(shares, 1))
+        text += (f'<polyline points="{line}" fill="none" stroke="{color}" stroke-width="2"/>'
+                 f'<text x="640" y="{20 + 10 * i}" fill="{color}">{arm if n else ""}</text>')
     return text + "</svg>\n"
 
 if __name__ == "__main__":
