@@ -264,7 +264,7 @@ class Replies:
     def __init__(self, path, args):
         self.path, self.args = path, args
         self.lock, self.stopping, self.n_failures = threading.Lock(), threading.Event(), 0
-        names = ["id", "sample", "problem_sha256", "messages_sha256", "request_sha256"]
+        names = ["id", "sample", "problem_sha256", "messages_sha256", "request_sha256", "teacher"]
         self.names = names[:3] if args.replay else names    # a recording takes any prompt
         rows = read_lines(path, read_row) if path.exists() or args.replay else []
         if rows and not args.replay and not path.read_bytes().endswith(b"\n"):
@@ -357,12 +357,12 @@ def read_body(content) -> dict:
 def read_row(line) -> dict | None:
     """A row of replies; None if it is torn: its problem is asked about again."""
     try:
-        row = {} | json.loads(line)    # a TypeError if it is no object
+        row = {"teacher": "unknown"} | json.loads(line)    # a TypeError if it is no object
     except ValueError:
         return None
-    texts = row.get("id"), row.get("teacher"), read_text(row.get("reply"))
+    texts = row.get("id"), row["teacher"], read_text(row.get("reply"))
     if not all(type(text) is str and text for text in texts):
-        raise ValueError("a row of replies has an id, a teacher, and a reply with text")
+        raise ValueError("a row of replies has an id, and a reply with text")
     "".join(texts).encode()    # fails for half of a surrogate pair
     return row
 
