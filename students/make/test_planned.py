@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import asdict
+from pathlib import Path
 
 import planned
 from annotate import find_role, make_question
@@ -47,3 +48,12 @@ def test_the_first_reply_counts_and_a_missing_one_is_wrong(tmp_path, capsys):
     assert first.split()[:6] == ["cot", "2", "of", "4", "=", "50.0%"]
     assert second.split()[:6] == ["own", "3", "of", "4", "=", "75.0%"]
     assert third == "cot against own: 1 wins, 2 losses, p = 1"
+
+def test_the_written_scores_are_those_of_the_kept_replies(capsys):
+    results = Path(__file__).resolve().parents[1] / "results"
+    folder = results / "splitting" / "teacher"
+    kept = sorted(folder.glob("*.replies.jsonl.gz"))
+    planned.print_scores(folder / "decomposed.jsonl.gz", kept)
+    lines = capsys.readouterr().out.splitlines()
+    assert all(": 200 of 200 problems have a reply" in line for line in lines[:len(kept)])
+    assert "\n".join(lines[len(kept):]) in (results / "README.md").read_text(encoding="utf-8")
