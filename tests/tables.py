@@ -92,10 +92,20 @@ def by_seed(*folders):
     return lines
 
 
+def with_parts(folder):
+    """The lines of a table: for each run also what eval.py says of the decomposer's part."""
+    lines = ["| | right | with gold subquestions | as many subquestions as gold |", "|---|---|---|---|"]
+    for receipt in receipts(RESULTS / folder):
+        figures = {name: figure for group in receipt["scores"].values() for name, figure in group.items()}
+        cells = (figures.get(name, {"right": None})["right"] for name in ("right", "gold subquestions", "as many as gold"))
+        lines.append(f"| {receipt['row']} | " + " | ".join("" if cell is None else f"{cell:,}" for cell in cells) + " |")
+    return lines
+
+
 def tables():
     """All tables, as lists of lines."""
     return [table(RESULTS / "minutes"), table(), table(RESULTS / "before"), by_seed("contrast", "beside"), by_seed("splitting"),
-            table(RESULTS / "other")]
+            with_parts("equations"), table(RESULTS / "other")]
 
 
 if __name__ == "__main__":
