@@ -37,3 +37,10 @@ python eval.py --dataset gsm8k --no-diagnose --students runs/splitting/gsm8k-gui
 python train.py --role decomposer --dataset gsm8k --annotations annotations/guided.jsonl --lr 8e-3 --steps 2034 --seed 3 --out runs/splitting/gsm8k-guided-decomposer-3
 python train.py --role solver --dataset gsm8k --annotations annotations/guided.jsonl --lr 8e-3 --steps 7088 --seed 3 --out runs/splitting/gsm8k-guided-solver-3
 python eval.py --dataset gsm8k --no-diagnose --students runs/splitting/gsm8k-guided-decomposer-3 runs/splitting/gsm8k-guided-solver-3 --out predictions/splitting/gsm8k-guided-3
+for n in 1 2 3; do python students/make/guide.py predictions/splitting/gsm8k-guided-$n/gsm8k-test-socratic.jsonl; done
+
+# Afterwards, on the valid split alone: would other numbers have been better with the full budget?
+python train.py --role cot --dataset runs/renumbered-bare.jsonl --lr 8e-3 --steps 8625 --seed 1 --out runs/splitting/gsm8k-renumbered-1
+python eval.py --dataset gsm8k --split valid --method cot --no-diagnose --students runs/splitting/gsm8k-renumbered-1 --out predictions/valid-renumbered-1
+python eval.py --dataset gsm8k --split valid --method cot --no-diagnose --students runs/splitting/gsm8k-cot-1 --out predictions/valid-cot-1
+python eval.py --compare predictions/valid-cot-1/gsm8k-valid-cot.jsonl predictions/valid-renumbered-1/gsm8k-valid-cot.jsonl
